@@ -1,0 +1,70 @@
+"""The page: header, tabs, and how the server is launched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+from fundamentallm.playground import api, compare_tab, corpus_tab, evaluate_tab, header, theme, train_tab
+from fundamentallm.playground.settings import PlaygroundContext, PlaygroundSettings
+
+
+def build_page(settings: PlaygroundSettings) -> gr.Blocks:
+    """The whole page for these settings, not yet launched."""
+    with gr.Blocks(title="FundamentaLLM", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        # Fixed key and secret, so that a browser keeps its runs when the server restarts. The value is a credential
+        # that the client holds, not something the server trusts.
+        secret = gr.BrowserState(None, storage_key="fundamentallm-visitor", secret="fundamentallm-visitor")
+        parts = header.build(settings, secret)
+        with gr.Tabs(elem_id="tabs") as tabs:
+            context = PlaygroundContext(settings, parts.run_selector, secret, tabs)
+            with gr.Tab("Corpus", id="corpus"):
+                corpus = corpus_tab.build(context)
+            with gr.Tab("Train", id="train"):
+                train_tab.build(context, corpus, parts)
+            with gr.Tab("Compare", id="compare"):
+                compare_tab.build(context)
+            with gr.Tab("Evaluate", id="evaluate"):
+                evaluate_tab.build(context)
+        api.build(context)
+        header.wire(settings, secret, parts)
+    return page
+
+
+def launch(
+    host: str | None = None,
+    port: int | None = None,
+    runs_directory: str | Path | None = None,
+    public: bool | None = None,
+    *,
+    open_browser: bool = False,
+) -> None:
+    """Serve the playground until interrupted.
+
+    Args:
+        host: Address to listen on; this computer only when not given.
+        port: Port; the first free one from 7860 when not given.
+        runs_directory: Where runs are; ``runs`` when not given.
+        public: Whether visitors see only their own runs; when not given, only on a Space.
+        open_browser: Whether to open a browser on the page.
+    """
+    settings = PlaygroundSettings.create(runs_directory, public)
+    settings.runs_directory.mkdir(parents=True, exist_ok=True)
+    theme.serve_assets()
+    page = build_page(settings)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        inbrowser=open_browser,
+        share=False,
+        ssr_mode=False,
+        show_error=False,
+        run_history=False,
+        enable_monitoring=False,
+        footer_links=["api"],
+        max_file_size=settings.limits.upload_bytes,
+        theme=theme.build_theme(),
+        css_paths=theme.stylesheets(),
+        head=theme.HEAD,
+    )
