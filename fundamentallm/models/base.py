@@ -1,0 +1,59 @@
+"""What every model is: token ids in, logits out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from fundamentallm import registry
+from fundamentallm.config import ModelConfig
+from fundamentallm.models.kv_cache import KVCache
+
+
+class BaseModel(nn.Module, ABC):
+    """A causal language model over ``config.vocab_size`` tokens.
+
+    A subclass is registered in ``registry.models`` and found by ``config.architecture``.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.vocab_size is not None, "vocab_size is known once the tokenizer is"
+        self.config = config
+        self.vocab_size = config.vocab_size
+
+    @abstractmethod
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits of the token after each given one.
+
+        Args:
+            tokens: (B, T) int64. Without a cache T is at most ``config.sequence_length``.
+            cache: What was read before; the new tokens are added to it.
+
+        Returns:
+            (B, T, V) logits.
+        """
+
+    @abstractmethod
+    def new_cache(self, batch_size: int) -> KVCache:
+        """An empty cache for ``batch_size`` sequences, on the model's device."""
+
+    def muon_matrices(self) -> list[nn.Parameter]:
+        """The weight matrices that Muon may orthogonalise; all other parameters are AdamW's."""
+        return []
+
+    def num_parameters(self) -> int:
+        """Number of trainable numbers; tied weights count once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def build_model(config: ModelConfig) -> BaseModel:
+    """A freshly initialised model of the registered ``config.architecture``.
+
+    Raises:
+        ConfigError: No model has that name.
+    """
+    cls = registry.models.get(config.architecture)
+    assert issubclass(cls, BaseModel)
+    return cls(config)
