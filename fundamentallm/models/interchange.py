@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from torch import Tensor, cat
+from torch import Tensor, cat, split
 
 from fundamentallm.config import ModelConfig
+from fundamentallm.errors import CheckpointError
 
 Family = Literal["qwen3", "llama", "gpt2", "fundamentallm"]
 _CLASS_NAMES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel"}
@@ -23,10 +24,10 @@ def family(config: ModelConfig) -> Family:
     """The stock architecture that has exactly this shape, or ``"fundamentallm"`` if none has."""
     if config.architecture != "transformer":
         return "fundamentallm"
-    llama_like = (config.norm, config.pos_encoding, config.activation, config.bias) == ("rmsnorm", "rope", "swiglu", False)
-    if llama_like:
+    style = (config.norm, config.pos_encoding, config.activation, config.bias)
+    if style == ("rmsnorm", "rope", "swiglu", False):
         return "qwen3" if config.qk_norm else "llama"
-    gpt2_like = (config.norm, config.pos_encoding, config.activation, config.bias) == ("layernorm", "learned", "gelu", True)
+    gpt2_like = style == ("layernorm", "learned", "gelu", True)
     usual_heads = config.kv_heads == config.num_heads and config.head_width * config.num_heads == config.d_model
     if gpt2_like and usual_heads and not config.qk_norm and config.tie_embeddings:
         return "gpt2"
@@ -80,9 +81,54 @@ def transformers_config(
     }
 
 
+def model_config(values: Mapping[str, Any]) -> ModelConfig:
+    """The shape that a Qwen3 or Llama ``config.json`` describes, for a folder that somebody else wrote.
+
+    Raises:
+        CheckpointError: It is another architecture, or uses a feature that our transformer lacks.
+    """
+    kind = values.get("model_type")
+    if kind not in ("qwen3", "llama"):
+        raise CheckpointError(
+            f"This folder holds a model of type {kind!r} and no config.yaml: "
+            "only checkpoints of FundamentaLLM and plain qwen3 or llama folders can be loaded."
+        )
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    required = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
+    found = {field: values.get(field, wanted) for field, wanted in required.items()}
+    required["rope_type"], found["rope_type"] = "default", rope.get("rope_type", "default")
+    for field, wanted in required.items():
+        if found[field] != wanted:
+            raise CheckpointError(f"This {kind} model has {field} {found[field]!r}, but only {wanted!r} can be loaded.")
+    try:
+        return ModelConfig.model_validate(
+            {
+                "vocab_size": values["vocab_size"],
+                "d_model": values["hidden_size"],
+                "num_heads": values["num_attention_heads"],
+                "num_kv_heads": values.get("num_key_value_heads"),
+                "head_dim": values.get("head_dim"),
+                "num_layers": values["num_hidden_layers"],
+                "sequence_length": values["max_position_embeddings"],
+                "ffn_expansion": values["intermediate_size"] / values["hidden_size"],
+                "norm_epsilon": values.get("rms_norm_eps", 1e-6),
+                "qk_norm": kind == "qwen3",
+                "tie_embeddings": values.get("tie_word_embeddings", False),
+                "rope_theta": rope.get("rope_theta", values.get("rope_theta", 10_000.0)),
+            }
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"The config.json of this {kind} model is damaged: {' '.join(str(error).split())}."
+        ) from None
+
+
 def export_weights(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """A state dict of ours under the names of the stock class that has this shape (ours, if none has)."""
     kind = family(config)
+    if config.tie_embeddings:
+        # safetensors stores no tensor twice; whoever loads ties them again.
+        state = {name: tensor for name, tensor in state.items() if name != "head.weight"}
     if kind == "fundamentallm":
         return {name: tensor.contiguous() for name, tensor in state.items()}
     exported: dict[str, Tensor] = {}
@@ -100,7 +146,7 @@ def import_weights(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[s
     """The inverse of :func:`export_weights`; raises KeyError when a tensor is missing."""
     kind = family(config)
     if kind == "fundamentallm":
-        return dict(tensors)
+        return _tied(dict(tensors), config)
     names = {theirs: ours for ours, theirs in (_GPT2_NAMES if kind == "gpt2" else _LLAMA_NAMES).items()}
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -117,6 +163,12 @@ def import_weights(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[s
             state[ours.replace("gate_proj", "gate_up")] = cat([tensor, tensors[name.replace("gate_proj", "up_proj")]])
         else:
             state[ours] = tensor
+    return _tied(state, config)
+
+
+def _tied(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    if config.tie_embeddings and "embedding.weight" in state:
+        state["head.weight"] = state["embedding.weight"]
     return state
 
 
@@ -124,7 +176,7 @@ def _split(name: str, tensor: Tensor, config: ModelConfig) -> dict[str, Tensor]:
     """Take a fused matrix apart into the stock class's separate ones."""
     if name.endswith("qkv.weight"):
         queries, keys = config.num_heads * config.head_width, config.kv_heads * config.head_width
-        parts = zip(("q_proj", "k_proj", "v_proj"), tensor.split([queries, keys, keys]), strict=True)
+        parts = zip(("q_proj", "k_proj", "v_proj"), split(tensor, [queries, keys, keys]), strict=True)
         return {name.replace("qkv", part): weight.contiguous() for part, weight in parts}
     if name.endswith("gate_up.weight"):
         parts = zip(("gate_proj", "up_proj"), tensor.chunk(2), strict=True)
