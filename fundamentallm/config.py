@@ -111,7 +111,9 @@ class ModelConfig(_Section):
             raise ValueError(f"d_model ({self.d_model}) must be divisible by num_heads ({heads}): try {choices}")
         if heads % self.kv_heads:
             fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-            raise ValueError(f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({heads}): try one of {fitting}")
+            raise ValueError(
+                f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({heads}): try {fitting}"
+            )
         if self.pos_encoding == "rope" and self.head_width % 2:
             raise ValueError(
                 f"rope needs an even head width, but d_model / num_heads is {self.head_width}: "
@@ -160,7 +162,7 @@ class TrainingConfig(_Section):
     eval_every_n_steps: int = Field(50, ge=1)
     """Steps between two measurements of the validation loss."""
     eval_tokens: int | None = Field(32_768, ge=1)
-    """Held-out tokens measured during training, spread evenly; all of them when not given. The end always measures all."""
+    """Held-out tokens measured while training, spread evenly; all when not given. The end always measures all."""
     save_every_n_steps: int = Field(200, ge=1)
     """Steps between two checkpoints."""
     keep_last_n_checkpoints: int = Field(2, ge=1)
@@ -223,8 +225,11 @@ class Config(_Section):
     generation: GenerationConfig = GenerationConfig()
 
     def with_values(self, **sections: Mapping[str, object]) -> Config:
-        """A validated copy with some fields replaced: ``config.with_values(training={"seed": 2})``."""
-        return _validated(_merged(self.model_dump(), sections))
+        """A validated copy with some fields replaced: ``config.with_values(training={"seed": 2})``.
+
+        As everywhere, one of the three ends of training, given here, replaces those given earlier.
+        """
+        return _validated(_merged(_without_other_ends(self.model_dump(), sections), sections))
 
     def to_yaml(self) -> str:
         """The whole tree as YAML, as it is saved beside the weights."""
@@ -265,7 +270,7 @@ def load_config(
     tree: Mapping[str, object] = read_yaml(file) if file is not None else {}
     # One of the three ends of training, given later, replaces those given earlier: `--minutes 1` on top of a preset
     # of 800 steps means one minute.
-    layers = [_environment_values()] if environment else []
+    layers: list[Mapping[str, object]] = [_environment_values()] if environment else []
     layers += [_parse_override(text) for text in overrides]
     layers += [values or {}]
     for layer in layers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
@@ -49,8 +49,7 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
         return "bf16" if _multiplies_bf16(device) else "fp32"
     if name == "fp16" and device.type == "cpu":
         raise ConfigError("precision fp16 needs a GPU: use auto, bf16 or fp32 on a CPU.")
-    assert name in ("fp32", "bf16", "fp16")
-    return name
+    return cast(Precision, name)
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
@@ -62,7 +61,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and cpu_multiplies_bf16()
 
 

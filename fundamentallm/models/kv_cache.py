@@ -7,11 +7,10 @@ from torch import Tensor
 
 
 class KVCache:
-    """Preallocated keys and values of every layer, a ring over the last ``capacity`` tokens.
+    """Preallocated keys and values of every layer, for up to ``capacity`` tokens.
 
-    A token's slot is its position modulo ``capacity``. Keys are stored after rotation, and attention does not ask for
-    the order of the tokens it attends to, so the ring is never unrolled: past ``capacity`` the oldest token is simply
-    overwritten and nothing moves.
+    The cache is an argument of the model, never hidden inside it: two generations cannot disturb each other, and what
+    happens when it is full is decided where one reads text, in the generator.
 
     Shapes: L layers, B sequences, H key/value heads, C capacity in tokens, D head width.
 
@@ -41,23 +40,16 @@ class KVCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.capacity = capacity
         self.length = 0
-        """Tokens read so far, padding included; may exceed the capacity."""
+        """Tokens read so far, padding included."""
         self.padding: Tensor | None = None
         """(B,) how many of a sequence's first tokens are padding on its left, or None if no sequence has any."""
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values (B, H, T, D) of T new tokens; return all that are to be attended to, (B, H, S, D).
-
-        More than one token at a time must fit without wrapping: what they overwrite, the first of them still needs.
-        """
-        new = keys.size(2)
-        slot = self.length % self.capacity
-        if new > 1 and self.length + new > self.capacity:
-            raise ValueError(f"{new} tokens do not fit after {self.length} in a cache of {self.capacity}")
-        self.keys[layer, :, :, slot : slot + new] = keys
-        self.values[layer, :, :, slot : slot + new] = values
-        filled = min(self.length + new, self.capacity)
-        return self.keys[layer, :, :, :filled], self.values[layer, :, :, :filled]
+        """Store keys and values (B, H, T, D) of T new tokens; return all that are to be attended to, (B, H, S, D)."""
+        end = self.length + keys.size(2)
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def advance(self, new: int) -> None:
         """Count ``new`` tokens as read, after every layer has stored them."""
@@ -69,22 +61,16 @@ class KVCache:
         self.padding = None
 
     def mask(self, new: int) -> Tensor | None:
-        """Which of the S attended slots each of ``new`` coming tokens may see: (B or 1, 1, new, S) bool, or None for all.
+        """Which of the S attended tokens each of ``new`` coming ones may see: (B or 1, 1, new, S) bool, None for all.
 
         A token sees itself and what came before it, and never a sequence's padding.
         """
-        filled = min(self.length + new, self.capacity)
-        mask: Tensor | None = None
-        if new > 1:
-            rows = torch.arange(self.length, self.length + new, device=self.keys.device)
-            mask = (torch.arange(filled, device=self.keys.device) <= rows[:, None])[None, None]
-        if self.padding is not None and self.length < self.capacity:
-            # Padding lies at the very beginning: once the ring has wrapped far enough it is overwritten, which the
-            # generator takes care of by starting the cache anew when it is full.
-            visible = torch.arange(filled, device=self.keys.device) >= self.padding[:, None]
-            visible = visible[:, None, None, :]
-            mask = visible if mask is None else mask & visible
-            if new > 1:
-                # A row of padding would see nothing, and softmax over nothing is NaN: let it see itself.
-                mask = mask | torch.eye(new, filled, dtype=torch.bool, device=mask.device).roll(self.length, 1)
+        if new == 1 and self.padding is None:
+            return None
+        columns = torch.arange(self.length + new, device=self.keys.device)
+        rows = columns[self.length :, None]
+        mask = (columns <= rows)[None, None]
+        if self.padding is not None:
+            # Padding itself would see nothing, and softmax over nothing is NaN: it may see itself.
+            mask = mask & ((columns >= self.padding[:, None, None, None]) | (columns == rows))
         return mask

@@ -93,7 +93,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return F.dropout(scores.softmax(dim=-1), dropout) @ v
+    mixed: Tensor = F.dropout(scores.softmax(dim=-1), dropout) @ v
+    return mixed
 
 
 class Attention(nn.Module):
@@ -170,7 +171,8 @@ class Block(nn.Module):
     ) -> Tensor:
         """One layer of the residual stream, (B, T, C)."""
         x = x + self.dropout(self.attention(self.attention_norm(x), rotation, cache, layer, mask))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return x
 
 
 class Transformer(BaseModel):
@@ -234,7 +236,8 @@ class Transformer(BaseModel):
         if cache is not None and cache.padding is not None:
             places = (places - cache.padding[:, None]).clamp(min=0)  # (B, T)
         if self.positions is not None:
-            return x + self.positions(places)
+            x = x + self.positions(places)
+            return x
         assert isinstance(self.sinusoids, Tensor)
         return x + self.sinusoids[places]
 

@@ -1,0 +1,109 @@
+"""Generation is an iterator over tokens. It knows models and samplers, and nothing of text.
+
+Prefill reads the whole prompt at once and fills the cache; decoding then feeds back one token per sequence and step.
+Several prompts, and several samplers on one prompt, go through the model as one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from fundamentallm.generation.samplers import BaseSampler
+from fundamentallm.models import BaseModel, KVCache
+
+
+def generate(
+    model: BaseModel,
+    prompts: Sequence[Sequence[int]],
+    samplers: Sequence[BaseSampler],
+    seeds: Sequence[int],
+    *,
+    max_tokens: int,
+    end_token: int | None = None,
+) -> Iterator[list[int | None]]:
+    """Continue every prompt, one token per step, until all have ended or the consumer closes the iterator.
+
+    Past the model's context the window starts anew from its second half, re-read at once: every later token again has
+    at least half a context before it.
+
+    Args:
+        model: Any model, in evaluation mode.
+        prompts: B sequences of at least one token each.
+        samplers: One for each prompt.
+        seeds: One for each prompt. Equal seeds give equal draws, whatever else is in the batch.
+        max_tokens: Number of tokens to write.
+        end_token: A sequence that draws it is over; the token itself is not yielded.
+
+    Yields:
+        For each step the B new tokens, None for sequences that are over.
+    """
+    device = next(model.parameters()).device
+    cache = model.new_cache(len(prompts))
+    draws = _draws(seeds, max_tokens).to(device)
+    needs_history = any(sampler.needs_history for sampler in samplers)
+    tokens, cache.padding = _left_padded(prompts, cache.capacity, device)
+    unread = tokens  # what the cache has not seen yet
+    running = [True] * len(prompts)
+    for step in range(max_tokens):
+        if cache.length + unread.size(1) > cache.capacity:
+            tokens, padding = _second_half(tokens, cache)
+            cache.reset()
+            unread, cache.padding = tokens, padding
+        logits = _next_logits(model, unread, cache)
+        chosen = _choose(samplers, logits, draws[:, step], tokens if needs_history else None)
+        tokens = torch.cat((tokens, chosen[:, None]), dim=1)
+        unread = chosen[:, None]
+        new = chosen.tolist()
+        running = [alive and token != end_token for alive, token in zip(running, new, strict=True)]
+        if not any(running):
+            return
+        yield [token if alive else None for alive, token in zip(running, new, strict=True)]
+
+
+# The decorator stands on the steps rather than on the iterator: inside a generator it would leak to the consumer.
+@torch.inference_mode()
+def _next_logits(model: BaseModel, tokens: Tensor, cache: KVCache) -> Tensor:
+    """Read (B, T) tokens into the cache; return the logits (B, V) of the token after them."""
+    logits: Tensor = model(tokens, cache)
+    return logits[:, -1]
+
+
+@torch.inference_mode()
+def _choose(samplers: Sequence[BaseSampler], logits: Tensor, draw: Tensor, history: Tensor | None) -> Tensor:
+    """The next token of every sequence, (B,); neighbours that share a sampler are sampled together."""
+    chosen = []
+    start = 0
+    for sampler, group in groupby(samplers, key=lambda sampler: sampler):
+        rows = slice(start, start := start + len(list(group)))
+        chosen.append(sampler.sample(logits[rows], draw[rows], None if history is None else history[rows]))
+    return chosen[0] if len(chosen) == 1 else torch.cat(chosen)
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], context: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The prompts' ends as one (B, T) tensor, and how much padding each has on its left (None if none has any)."""
+    # Half the context is left for what is written before the window has to start anew.
+    ends = [list(prompt)[-max(1, context // 2) :] if len(prompt) > context else list(prompt) for prompt in prompts]
+    longest = max(len(end) for end in ends)
+    padding = [longest - len(end) for end in ends]
+    rows = [[end[0]] * pad + end for end, pad in zip(ends, padding, strict=True)]
+    tokens = torch.tensor(rows, dtype=torch.int64, device=device)
+    return tokens, torch.tensor(padding, device=device) if any(padding) else None
+
+
+def _second_half(tokens: Tensor, cache: KVCache) -> tuple[Tensor, Tensor | None]:
+    """The last half context of (B, t) tokens, and what is left of the padding."""
+    kept = max(1, cache.capacity // 2)
+    if cache.padding is None:
+        return tokens[:, -kept:], None
+    padding = (cache.padding - (tokens.size(1) - kept)).clamp(min=0)
+    return tokens[:, -kept:], padding if bool(padding.any()) else None
+
+
+def _draws(seeds: Sequence[int], count: int) -> Tensor:
+    """(B, count) uniform draws; a row depends on its seed alone."""
+    by_seed = {seed: torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in set(seeds)}
+    return torch.stack([by_seed[seed] for seed in seeds])

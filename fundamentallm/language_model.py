@@ -1,0 +1,326 @@
+"""The one noun: a language model is weights, a tokenizer and a configuration, and here is what one can do with it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypedDict, Unpack, overload
+
+from fundamentallm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_file
+from fundamentallm.config import Config, GenerationConfig, load_config
+from fundamentallm.data.corpus import Corpus, open_corpus
+from fundamentallm.data.token_store import open_prepared
+from fundamentallm.data.tokenizers import BaseTokenizer, stream_decoder
+from fundamentallm.devices import resolve_device
+from fundamentallm.errors import CheckpointError, ConfigError
+from fundamentallm.evaluation.evaluator import Evaluation, evaluate
+from fundamentallm.generation import build_sampler, generate
+from fundamentallm.models import BaseModel
+from fundamentallm.runs.run_directory import DEFAULT_RUNS_DIRECTORY, RunDirectory
+from fundamentallm.training.callbacks import BaseCallback
+from fundamentallm.training.trainer import run_training
+
+Strategy = Literal["auto", "greedy", "temperature", "top-k", "top-p", "min-p"]
+
+
+class GenerationOptions(TypedDict, total=False):
+    """The fields of :class:`GenerationConfig`, as keyword arguments; those not given keep the model's own defaults."""
+
+    strategy: Strategy
+    max_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
+    seed: int | None
+    stop_sequences: Sequence[str]
+
+
+class LanguageModel:
+    """A trained model that reads and writes text.
+
+    Args:
+        model: The network, on the device it shall run on.
+        tokenizer: The one it was trained with.
+        config: The configuration it was trained with.
+        path: The checkpoint it was loaded from, if any.
+    """
+
+    def __init__(self, model: BaseModel, tokenizer: BaseTokenizer, config: Config, path: Path | None = None) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.config = config
+        self.path = path
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> LanguageModel:
+        """Wrap a loaded checkpoint."""
+        return cls(checkpoint.model, checkpoint.tokenizer, checkpoint.config, checkpoint.path)
+
+    def __repr__(self) -> str:
+        shape = self.config.model
+        return (
+            f"LanguageModel({shape.architecture}, {self.model.num_parameters():,} parameters, "
+            f"{self.tokenizer.name} vocabulary of {self.tokenizer.vocab_size:,}, context {shape.sequence_length})"
+        )
+
+    # Writing ---------------------------------------------------------------------------------------------------------
+
+    @overload
+    def generate(self, prompt: str = "", **options: Unpack[GenerationOptions]) -> str: ...
+
+    @overload
+    def generate(self, prompt: Sequence[str], **options: Unpack[GenerationOptions]) -> list[str]: ...
+
+    def generate(self, prompt: str | Sequence[str] = "", **options: Unpack[GenerationOptions]) -> str | list[str]:
+        """What the model writes after the prompt, the prompt not included.
+
+        Args:
+            prompt: One text, or several that are continued together as one batch. With a seed, the i-th of several
+                uses the seed plus i.
+            options: See :class:`GenerationOptions`.
+
+        Raises:
+            ConfigError: An option has an impossible value.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        config = self.generation_config(**options)
+        texts = [""] * len(prompts)
+        for pieces in self.stream_batch(prompts, [config] * len(prompts), _seeds(config.seed, len(prompts))):
+            texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def stream(self, prompt: str = "", **options: Unpack[GenerationOptions]) -> Iterator[str]:
+        """Like :meth:`generate`, piece by piece as it is written; closing the iterator stops the model."""
+        config = self.generation_config(**options)
+        return (piece for (piece,) in self.stream_batch([prompt], [config], _seeds(config.seed, 1)) if piece)
+
+    def compare(
+        self, prompt: str, settings: Sequence[GenerationConfig], *, seed: int | None = None
+    ) -> Iterator[list[str]]:
+        """Continue one prompt under several settings side by side, decoded as one batch from the same draws.
+
+        Yields:
+            For each step the new piece of every continuation, in the order of ``settings``.
+        """
+        seed = _seeds(seed, 1)[0]
+        return self.stream_batch([prompt] * len(settings), settings, [seed] * len(settings))
+
+    def stream_batch(
+        self, prompts: Sequence[str], settings: Sequence[GenerationConfig], seeds: Sequence[int]
+    ) -> Iterator[list[str]]:
+        """The general form of writing: each prompt with its own settings and seed, in one batch.
+
+        Yields:
+            For each step the new piece of every continuation; "" for one that waits for the rest of a character, or
+            for a possible stop sequence, or is over.
+        """
+        if not prompts:
+            return
+        samplers = {config: build_sampler(config) for config in settings}  # equal settings share one, and one call
+        texts = [_TextStream(self.tokenizer, config) for config in settings]
+        tokens = generate(
+            self.model,
+            [self.prompt_tokens(prompt) for prompt in prompts],
+            [samplers[config] for config in settings],
+            seeds,
+            max_tokens=max(config.max_tokens for config in settings),
+            end_token=self.tokenizer.eos_id,
+        )
+        for new in tokens:
+            yield [text.push(token) for text, token in zip(texts, new, strict=True)]
+            if all(text.is_over for text in texts):
+                break
+        rest = [text.finish() for text in texts]
+        if any(rest):
+            yield rest
+
+    def prompt_tokens(self, prompt: str) -> list[int]:
+        """The prompt as tokens; an empty one is a newline, as if a new line of the training text began."""
+        tokens = [int(token) for token in self.tokenizer.encode(prompt or "\n")]
+        return tokens or [0]
+
+    def unknown_characters(self, text: str) -> list[str]:
+        """The characters of ``text`` that the model has never seen and reads as ``<UNK>``."""
+        return self.tokenizer.unknown_characters(text)
+
+    def generation_config(self, **options: Unpack[GenerationOptions]) -> GenerationConfig:
+        """The model's own generation settings with some replaced; raises ConfigError if one cannot work."""
+        return self.config.with_values(generation=dict(options)).generation
+
+    # Measuring -------------------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        text: str | None = None,
+        *,
+        stride: int | None = None,
+        progress: Callable[[float], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Evaluation:
+        """How well the model predicts a text; without one, the held-out part of its own run.
+
+        Args:
+            text: Any text; every token of it is scored exactly once.
+            stride: Tokens between two windows, half a context when not given.
+            progress: Called with the share already scored, 0 to 1.
+            cancelled: Asked now and then; True ends the evaluation with ``EvaluationStopped``.
+
+        Raises:
+            CorpusError: The text is empty.
+            CheckpointError: There is no text, and the model does not lie in a run directory that has one.
+        """
+        if text is not None:
+            return evaluate(self.model, self.tokenizer, text, stride=stride, progress=progress, cancelled=cancelled)
+        run = self.run
+        if run is None:
+            raise CheckpointError("This model does not lie in a run directory, so give a text to evaluate it on.")
+        data = open_prepared(run.path)
+        return evaluate(
+            self.model,
+            self.tokenizer,
+            tokens=data.validation.tokens,
+            characters=data.validation_characters,
+            bytes=data.validation_bytes,
+            previous_token=int(data.train.tokens[-1]),
+            stride=stride,
+            progress=progress,
+            cancelled=cancelled,
+        )
+
+    @property
+    def run(self) -> RunDirectory | None:
+        """The run directory this model was loaded from, if it lies in one that still has its tokens."""
+        if self.path is None:
+            return None
+        for folder in self.path.resolve().parents:
+            if (folder / "tokens" / "val.bin").is_file():
+                return RunDirectory.open(folder)
+        return None
+
+    # Keeping ---------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Save as a folder that ``transformers`` loads too, or as one file if ``path`` ends in .pt or .safetensors."""
+        path = Path(path)
+        if path.suffix in (".pt", ".safetensors"):
+            save_file(path, self.model, self.tokenizer, self.config)
+        else:
+            save_checkpoint(path, self.model, self.tokenizer, self.config)
+
+
+class _TextStream:
+    """Turns one sequence's tokens into pieces of text: whole characters only, and nothing past a stop sequence."""
+
+    def __init__(self, tokenizer: BaseTokenizer, config: GenerationConfig) -> None:
+        self._decode = stream_decoder(tokenizer)
+        self._stops = config.stop_sequences
+        self._left = config.max_tokens
+        self._held = ""
+        """Text that may be the beginning of a stop sequence."""
+        self.is_over = False
+
+    def push(self, token: int | None) -> str:
+        """The text that has become certain with this token (None: the sequence has ended)."""
+        if self.is_over:
+            return ""
+        if token is None:
+            return self.finish()
+        self._left -= 1
+        self._held += self._decode(token)
+        cut = min((at for stop in self._stops if (at := self._held.find(stop)) >= 0), default=None)
+        if cut is not None:
+            self.is_over = True
+            return self._held[:cut]
+        if self._left == 0:
+            return self.finish()
+        waiting = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        piece, self._held = self._held[: len(self._held) - waiting], self._held[len(self._held) - waiting :]
+        return piece
+
+    def finish(self) -> str:
+        """What was held back and is now known not to be a stop sequence."""
+        held = "" if self.is_over else self._held
+        self.is_over = True
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How long an end of ``text`` is a proper beginning of ``stop``."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def _seeds(seed: int | None, count: int) -> list[int]:
+    first = secrets.randbelow(2**31) if seed is None else seed
+    return [first + i for i in range(count)]
+
+
+def train(
+    data: str | Path | Sequence[str | Path] | Corpus | None = None,
+    *,
+    preset: str | None = None,
+    config: Config | None = None,
+    run_dir: str | Path | None = None,
+    runs_directory: str | Path = DEFAULT_RUNS_DIRECTORY,
+    resume: str | Path | None = None,
+    callbacks: Sequence[BaseCallback] = (),
+    values: Mapping[str, Mapping[str, object]] | None = None,
+    **training: object,
+) -> LanguageModel:
+    """Train a model from scratch, or go on with a run that stopped.
+
+    Args:
+        data: A file, a folder, several of them, the name of a built-in corpus, or an opened corpus; the
+            configuration's ``data.source`` when not given.
+        preset: Name of a preset in configs/; ``default`` when neither it nor ``config`` is given.
+        config: A whole configuration; excludes ``preset``.
+        run_dir: Where the run is written; a new directory.
+        runs_directory: Where a new run directory is made when ``run_dir`` is not given.
+        resume: A run directory to go on with; excludes ``data``.
+        callbacks: Receive an event at every step, evaluation, checkpoint and sample.
+        values: Settings by section, on top of preset or config: ``{"model": {"num_layers": 2}}``.
+        training: Settings of the section ``training``, as in ``train("my.txt", preset="small", max_minutes=1)``.
+
+    Returns:
+        The best model of the run.
+
+    Raises:
+        FundamentaLLMError: One sentence that says what cannot work, and what to do.
+    """
+    layers = {section: dict(fields) for section, fields in (values or {}).items()}
+    if training:
+        layers["training"] = layers.get("training", {}) | training
+    if resume is not None:
+        run = RunDirectory.open(resume)
+        return LanguageModel.from_checkpoint(
+            run_training(run.config().with_values(**layers), None, run, callbacks, resume=True)
+        )
+    if config is not None and preset is not None:
+        raise ConfigError("Give a preset or a configuration, not both.")
+    config = config.with_values(**layers) if config else load_config(preset=preset or "default", values=layers)
+    if isinstance(data, Corpus):
+        corpus = data
+    else:
+        sources = config.data.source if data is None else [data] if isinstance(data, str | Path) else list(data)
+        corpus = open_corpus(sources)
+        config = config.with_values(data={"source": [str(source) for source in sources]})
+    if run_dir is not None:
+        run = RunDirectory.create_at(run_dir, config=config)
+    else:
+        run = RunDirectory.create(runs_directory, name=corpus.name, config=config)
+    return LanguageModel.from_checkpoint(run_training(config, corpus, run, callbacks))
+
+
+def load(path: str | Path, device: str = "auto") -> LanguageModel:
+    """Load a model from a run directory (its best checkpoint), a checkpoint folder, a .safetensors or a .pt file.
+
+    Args:
+        path: Where it lies.
+        device: `cpu`, `cuda`, `mps`, or `auto` for the best one present.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or not one of ours; nothing in it is ever unpickled or run.
+    """
+    return LanguageModel.from_checkpoint(load_checkpoint(path, device=resolve_device(device)))
