@@ -1,0 +1,1 @@
+"""The command line. Nothing is imported here, so that ``fundamentallm --help`` answers at once."""
