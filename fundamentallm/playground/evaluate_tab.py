@@ -1,12 +1,188 @@
-"""The Evaluate tab."""
+"""The Evaluate tab: how good the model is, in numbers, and what it must beat."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import gradio as gr
 
-from fundamentallm.playground.settings import PlaygroundContext
+from fundamentallm.data.corpus import read_text
+from fundamentallm.errors import FundamentaLLMError
+from fundamentallm.playground.errors import shown_to_the_user
+from fundamentallm.playground.measuring import (
+    Progress,
+    baselines_of,
+    followed,
+    measure,
+    stored_evaluation,
+    subject_of,
+)
+from fundamentallm.playground.panels import panel
+from fundamentallm.playground.settings import PlaygroundContext, Visitor
+from fundamentallm.playground.theme import PLOTLY_HEAD
+
+HELD_OUT, PASTED, UPLOADED = "held-out", "pasted", "uploaded"
+
+_EXPLAINED = (
+    (
+        "perplexity",
+        "Perplexity",
+        ".3f",
+        "As if it chose among so many equally likely tokens each time. 1 is certainty.",
+    ),
+    ("loss", "Loss", ".4f", "Mean surprise per token, in nats: what training made smaller."),
+    ("accuracy", "Accuracy", ".1%", "How often its first guess was the token that came."),
+    ("bits_per_character", "Bits per character", ".3f", "Bits it needs to write one character; compares tokenizers."),
+    ("bits_per_byte", "Bits per byte", ".3f", "The same per byte of UTF-8; compares with a compressor."),
+)
+_SIZES = (
+    ("tokens", "Tokens", ",", "Pieces scored, each exactly once."),
+    ("characters", "Characters", ",", "Length of the text as one reads it."),
+    ("bytes", "Bytes", ",", "Length of the text as a file, in UTF-8."),
+    ("unknown_characters", "Unknown characters", ",", "Characters the model never met in training."),
+)
+_EMPTY = "Nothing measured yet: choose a text and press Measure."
 
 
 def build(context: PlaygroundContext) -> None:
     """Lay the tab out and connect it."""
-    gr.Markdown("Evaluate")
+    with gr.Row():
+        source, text, file, start, stop = _form()
+        with gr.Column(scale=7, min_width=340):
+            numbers = panel("evaluate", {"empty": _EMPTY}, elem_id="evaluate-numbers")
+            chart = panel("ladder", elem_id="evaluate-ladder", head=PLOTLY_HEAD)
+    settings = context.settings
+
+    def show_stored(run_id: str, secret: str | None, request: gr.Request) -> Iterator[list[object]]:
+        visitor = Visitor.of(secret, request)
+        try:
+            stored = stored_evaluation(settings, run_id, visitor)
+            if stored is None:
+                yield [{"empty": _EMPTY}, {}]
+                return
+            about = "Measured when its training ended, on the held-out part of its corpus."
+            yield [view(stored, about), rungs(stored)]
+            if not stored.get("baselines"):
+                subject = subject_of(settings, run_id, visitor, None)
+                stored["baselines"] = [rung.as_dict() for rung in baselines_of(subject)]
+                yield [gr.skip(), rungs(stored)]
+        except FundamentaLLMError:
+            yield [{"empty": _EMPTY}, {}]
+
+    def run(
+        run_id: str, secret: str | None, source: str, text: str | None, file: str | None, request: gr.Request
+    ) -> Iterator[list[object]]:
+        with shown_to_the_user():
+            chosen = None
+            if source == PASTED:
+                chosen = text or ""
+            elif source == UPLOADED:
+                chosen = read_text(file) if file else ""
+            subject = subject_of(settings, run_id, Visitor.of(secret, request), chosen)
+            running = [gr.update(interactive=False), gr.update(visible=True)]
+            yield [{"progress": 0.0, "doing": "Starting"}, gr.skip(), *running]
+            for step in followed(lambda progress, cancelled: measure(subject, progress, cancelled)):
+                if isinstance(step, Progress):
+                    yield [{"progress": step.share, "doing": step.doing}, *[gr.skip()] * 3]
+                    continue
+                about = "Measured on " + ("the held-out part of its corpus." if chosen is None else "your text.")
+                idle = [gr.update(interactive=True), gr.update(visible=False)]
+                yield [view(step, about), rungs(step), *idle]
+
+    source.change(
+        lambda source: (gr.update(visible=source == PASTED), gr.update(visible=source == UPLOADED)),
+        source,
+        [text, file],
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    blocks = gr.context.Context.root_block
+    assert blocks is not None, "build is called inside gr.Blocks"
+    gr.on(
+        [blocks.load, context.run_selector.change],
+        show_stored,
+        [context.run_selector, context.visitor_secret],
+        [numbers, chart],
+        show_progress="hidden",
+        trigger_mode="always_last",
+        concurrency_limit=2,
+        concurrency_id="stored evaluation",
+        api_visibility="private",
+    )
+    event = start.click(
+        run,
+        [context.run_selector, context.visitor_secret, source, text, file],
+        [numbers, chart, start, stop],
+        show_progress="hidden",
+        trigger_mode="once",
+        concurrency_limit=2,
+        concurrency_id="evaluating",
+        api_visibility="private",
+    )
+    reset = [{"empty": _EMPTY}, gr.update(interactive=True), gr.update(visible=False)]
+    event.failure(
+        lambda: reset, None, [numbers, start, stop], queue=False, show_progress="hidden", api_visibility="private"
+    )
+    stop.click(
+        lambda: [{"empty": "Stopped. Press Measure to start again."}, *reset[1:]],
+        None,
+        [numbers, start, stop],
+        cancels=[event],
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+
+def _form() -> tuple[gr.Radio, gr.Textbox, gr.File, gr.Button, gr.Button]:
+    with gr.Column(scale=3, min_width=300):
+        source = gr.Radio(
+            [
+                ("The held-out part of its corpus\nNever trained on, so it cannot be known by heart.", HELD_OUT),
+                ("Your text\nHow well does it know another style?", PASTED),
+                ("Your file\nText in any encoding, Markdown, PDF.", UPLOADED),
+            ],
+            value=HELD_OUT,
+            label="Measure the model on",
+            elem_classes="fl-sources",
+        )
+        text = gr.Textbox(label="Text", lines=10, max_lines=20, visible=False, elem_id="evaluate-text")
+        file = gr.File(label="File", visible=False, height=140)
+        with gr.Row():
+            start = gr.Button("Measure", variant="primary", elem_id="evaluate-start")
+            stop = gr.Button("Stop", variant="stop", visible=False, elem_id="evaluate-stop")
+    return source, text, file, start, stop
+
+
+def view(result: dict[str, Any], about: str) -> dict[str, object]:
+    """What the page shows of an evaluation: each number with one line on what it means."""
+
+    def tiles(fields: tuple[tuple[str, str, str, str], ...]) -> list[dict[str, object]]:
+        return [
+            {"label": label, "value": format(result[name], form), "note": note, "strong": name == "perplexity"}
+            for name, label, form, note in fields
+            if isinstance(result.get(name), int | float)
+        ]
+
+    return {"tiles": tiles(_EXPLAINED), "sizes": tiles(_SIZES), "about": about}
+
+
+def rungs(result: dict[str, Any]) -> dict[str, object]:
+    """The ladder for the chart, from the worst to the best; empty when there is nothing to compare with."""
+    others = result.get("baselines") or []
+    if not others:
+        return {}
+    bars = [
+        {
+            "name": rung["name"],
+            "description": rung["description"],
+            "bits_per_byte": rung["bits_per_byte"],
+            "kind": "compressor" if rung["loss"] is None else "ngram",
+        }
+        for rung in others
+    ]
+    about = "what the trained network knows"
+    bars.append({"name": "this model", "description": about, "bits_per_byte": result["bits_per_byte"], "kind": "model"})
+    return {"rungs": sorted(bars, key=lambda bar: -bar["bits_per_byte"])}

@@ -1,0 +1,180 @@
+"""What the Evaluate tab and its endpoint do: measure a model on a text, and be followed and stopped meanwhile."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from fundamentallm.data.corpus import open_corpus
+from fundamentallm.data.token_store import open_prepared, prepare
+from fundamentallm.errors import CorpusError, FundamentaLLMError
+from fundamentallm.evaluation.baselines import Baseline, ladder
+from fundamentallm.evaluation.evaluator import evaluate
+from fundamentallm.language_model import LanguageModel
+from fundamentallm.playground.model_cache import MODELS
+from fundamentallm.playground.settings import BUNDLED_ID, PlaygroundSettings, Visitor
+from fundamentallm.runs.run_directory import RunDirectory
+
+_SECONDS_BETWEEN_UPDATES = 0.15
+_MODEL_SHARE = 0.8
+"""Share of the progress bar for the model; the rest is for the baselines."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, the text it is measured on, and the training text that the counting models learn from."""
+
+    model: LanguageModel
+    text: str
+    tokens: npt.NDArray[Any]
+    """(N,)"""
+    previous: npt.NDArray[Any] | None
+    """The training tokens directly before the text, when it is the held-out part."""
+    train: npt.NDArray[Any] | None
+    """None when the run's training text is not there any more."""
+
+
+def subject_of(settings: PlaygroundSettings, run_id: object, visitor: Visitor, text: str | None) -> Subject:
+    """What is to be measured: ``text``, or the run's held-out part when it is None.
+
+    Raises:
+        FundamentaLLMError: No such run, no checkpoint, an empty or too long text.
+    """
+    path = settings.model_path(run_id, visitor)
+    model = MODELS.load(path)
+    if text is not None:
+        if not text:
+            raise CorpusError("There is no text yet: paste one, or choose a file.")
+        settings.check_corpus_size(len(text.encode("utf-8", "surrogatepass")))
+    directory = _bundled_tokens(path) if run_id == BUNDLED_ID else path
+    try:
+        prepared = open_prepared(directory)
+    except FundamentaLLMError:
+        if text is None:
+            raise CorpusError("The training text of this run is gone: paste a text to measure on.") from None
+        return Subject(model, text, model.tokenizer.encode(text), None, None)
+    train = prepared.train.tokens
+    if text is not None:
+        return Subject(model, text, model.tokenizer.encode(text), None, train)
+    held_out = (directory / "tokens" / "validation.txt").read_text(encoding="utf-8")
+    return Subject(model, held_out, prepared.validation.tokens, train[-2:], train)
+
+
+def measure(
+    subject: Subject,
+    progress: Callable[[float, str], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """The numbers of an evaluation by name, and under ``baselines`` what they are compared with.
+
+    Raises:
+        EvaluationStopped: ``cancelled`` returned True.
+    """
+    report = progress or (lambda share, doing: None)
+    previous = None if subject.previous is None or not len(subject.previous) else int(subject.previous[-1])
+    result: dict[str, Any] = evaluate(
+        subject.model.model,
+        subject.model.tokenizer,
+        tokens=subject.tokens,
+        characters=len(subject.text),
+        bytes=len(subject.text.encode("utf-8", "surrogatepass")),
+        previous_token=previous,
+        progress=lambda share: report(_MODEL_SHARE * share, "The model reads the text"),
+        cancelled=cancelled,
+    ).as_dict()
+    report(_MODEL_SHARE, "Counting and compressing, for comparison")
+    result["baselines"] = [rung.as_dict() for rung in baselines_of(subject)]
+    return result
+
+
+def baselines_of(subject: Subject) -> list[Baseline]:
+    """The ladder for a subject; none where its training text is gone."""
+    if subject.train is None:
+        return []
+    vocabulary = subject.model.tokenizer.vocab_size
+    return ladder(subject.train, subject.tokens, vocabulary, subject.text, previous_tokens=subject.previous)
+
+
+def stored_evaluation(settings: PlaygroundSettings, run_id: object, visitor: Visitor) -> dict[str, Any] | None:
+    """The numbers written down when training ended, if there are any."""
+    if run_id == BUNDLED_ID:
+        return RunDirectory(settings.model_path(run_id, visitor)).evaluation()
+    return settings.open_run(run_id, visitor).evaluation()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a piece of work has come."""
+
+    share: float
+    doing: str
+
+
+Work = Callable[[Callable[[float, str], None], Callable[[], bool]], dict[str, Any]]
+
+
+def followed(work: Work) -> Iterator[Progress | dict[str, Any]]:
+    """Do ``work`` in a thread and yield its progress, then its result.
+
+    Closing this generator, as Gradio does when Stop is pressed or the browser leaves, tells the work to stop: a
+    blocking call could not be interrupted.
+    """
+    state = Progress(0.0, "Starting")
+    stopped = threading.Event()
+    outcome: list[dict[str, Any] | Exception] = []
+
+    def report(share: float, doing: str) -> None:
+        nonlocal state
+        state = Progress(share, doing)
+
+    def target() -> None:
+        try:
+            outcome.append(work(report, stopped.is_set))
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(_SECONDS_BETWEEN_UPDATES)
+            if thread.is_alive():
+                yield state
+    finally:
+        stopped.set()
+    result = outcome[0]
+    if isinstance(result, Exception):
+        raise result
+    yield result
+
+
+_preparing = threading.Lock()
+
+
+@cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="fundamentallm-")
+
+
+def _bundled_tokens(folder: Path) -> Path:
+    """The bundled model's corpus, made again: it is a pure function of a seed, and too large to ship."""
+    directory = Path(_scratch().name)
+    with _preparing:
+        if not (directory / "tokens" / "validation.txt").exists():
+            model = MODELS.load(folder)
+            data = model.config.data
+            prepare(
+                open_corpus(data.source),
+                data,
+                directory,
+                sequence_length=model.config.model.sequence_length,
+                tokenizer=model.tokenizer,
+            )
+    return directory
