@@ -45,19 +45,22 @@ def generate(
     cache = model.new_cache(len(prompts))
     draws = _draws(seeds, max_tokens).to(device)
     needs_history = any(sampler.needs_history for sampler in samplers)
-    tokens, cache.padding = _left_padded(prompts, cache.capacity, device)
+    windows = [list(prompt) for prompt in prompts]
+    tokens, cache.padding = _left_padded(windows, cache.capacity, device)  # (B, t) all that the model sees
     unread = tokens  # what the cache has not seen yet
     running = [True] * len(prompts)
     for step in range(max_tokens):
         if cache.length + unread.size(1) > cache.capacity:
-            tokens, padding = _second_half(tokens, cache)
             cache.reset()
-            unread, cache.padding = tokens, padding
+            tokens, cache.padding = _left_padded(windows, cache.capacity, device)
+            unread = tokens
         logits = _next_logits(model, unread, cache)
         chosen = _choose(samplers, logits, draws[:, step], tokens if needs_history else None)
-        tokens = torch.cat((tokens, chosen[:, None]), dim=1)
         unread = chosen[:, None]
+        tokens = torch.cat((tokens, unread), dim=1)
         new = chosen.tolist()
+        for window, token in zip(windows, new, strict=True):
+            window.append(token)
         running = [alive and token != end_token for alive, token in zip(running, new, strict=True)]
         if not any(running):
             return
@@ -83,24 +86,23 @@ def _choose(samplers: Sequence[BaseSampler], logits: Tensor, draw: Tensor, histo
     return chosen[0] if len(chosen) == 1 else torch.cat(chosen)
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], context: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """The prompts' ends as one (B, T) tensor, and how much padding each has on its left (None if none has any)."""
-    # Half the context is left for what is written before the window has to start anew.
-    ends = [list(prompt)[-max(1, context // 2) :] if len(prompt) > context else list(prompt) for prompt in prompts]
-    longest = max(len(end) for end in ends)
-    padding = [longest - len(end) for end in ends]
-    rows = [[end[0]] * pad + end for end, pad in zip(ends, padding, strict=True)]
+def _left_padded(windows: list[list[int]], context: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Cut every window that outgrew the context to its last half, and put them into one (B, T) tensor.
+
+    Each sequence is cut by its own length, so what it is in a batch with does not change what it sees.
+
+    Returns:
+        The tokens, and how many of each row are padding on its left (None if no row has any). Padding repeats the
+        row's own first token, so that a history never holds a foreign one.
+    """
+    for window in windows:
+        if len(window) > context:
+            del window[: -max(1, context // 2)]
+    longest = max(len(window) for window in windows)
+    padding = [longest - len(window) for window in windows]
+    rows = [window[:1] * pad + window for window, pad in zip(windows, padding, strict=True)]
     tokens = torch.tensor(rows, dtype=torch.int64, device=device)
     return tokens, torch.tensor(padding, device=device) if any(padding) else None
-
-
-def _second_half(tokens: Tensor, cache: KVCache) -> tuple[Tensor, Tensor | None]:
-    """The last half context of (B, t) tokens, and what is left of the padding."""
-    kept = max(1, cache.capacity // 2)
-    if cache.padding is None:
-        return tokens[:, -kept:], None
-    padding = (cache.padding - (tokens.size(1) - kept)).clamp(min=0)
-    return tokens[:, -kept:], padding if bool(padding.any()) else None
 
 
 def _draws(seeds: Sequence[int], count: int) -> Tensor:
