@@ -19,7 +19,7 @@ from fundamentallm.generation import build_sampler, generate
 from fundamentallm.models import BaseModel
 from fundamentallm.runs.run_directory import DEFAULT_RUNS_DIRECTORY, RunDirectory
 from fundamentallm.training.callbacks import BaseCallback
-from fundamentallm.training.trainer import run_training
+from fundamentallm.training.session import run_training
 
 Strategy = Literal["auto", "greedy", "temperature", "top-k", "top-p", "min-p"]
 
