@@ -172,3 +172,44 @@ def test_mean_loss_spreads_its_windows_evenly():
     ids_model.embedding = torch.nn.Embedding(1001, 1001)
     mean_loss(ids_model, ids, CONTEXT, max_tokens=40)
     assert seen == [0, 248, 496, 744, 992]
+
+
+@pytest.mark.parametrize("stride", [None, 5, 16])
+def test_perplexity_is_what_transformers_computes_on_the_saved_folder(stride, tmp_path):
+    """The definition of Hugging Face's page on perplexity, with the newline of our docstring in front of the text."""
+    transformers = pytest.importorskip("transformers")
+    from fundamentallm.checkpoint import save_checkpoint
+    from fundamentallm.config import Config, DataConfig
+    from fundamentallm.data.tokenizers import CharacterTokenizer
+    from fundamentallm.models import build_model
+
+    text = "Once upon a time, é, there was a model.\nIt had learned nothing, and so it was surprised by everything.\n"
+    own_tokenizer = CharacterTokenizer.train([text.replace("é", "")], DataConfig())
+    shape = {"d_model": 32, "num_heads": 4, "num_kv_heads": 2, "num_layers": 2, "sequence_length": 16}
+    config = Config().with_values(model=shape | {"vocab_size": own_tokenizer.vocab_size})
+    torch.manual_seed(1)
+    own = build_model(config.model)
+    with torch.no_grad():  # fresh weights are close to zero and hide mistakes
+        for parameter in own.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    save_checkpoint(tmp_path / "folder", own, own_tokenizer, config)
+    result = evaluate(own, own_tokenizer, text, stride=stride)
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "folder")
+    ids = torch.tensor([tokenizer("\n" + text)["input_ids"]])  # (1, N + 1)
+    assert ids.size(1) == result.tokens + 1 == len(text) + 1
+    step, log_likelihood, scored = stride or 8, 0.0, 0
+    for begin in range(0, ids.size(1) - 1, step):
+        end = min(begin + 16, ids.size(1) - 1)  # inputs [begin, end)
+        if end <= scored:
+            break
+        with torch.no_grad():
+            logits = model(ids[:, begin:end]).logits[0].log_softmax(-1)
+        targets = ids[0, begin + 1 : end + 1]
+        likelihoods = logits.gather(1, targets[:, None])[:, 0]
+        log_likelihood += float(likelihoods[scored - begin :].double().sum())
+        scored = end
+    assert scored == result.tokens
+    assert result.perplexity == pytest.approx(math.exp(-log_likelihood / scored), rel=1e-5)
+    assert result.unknown_characters == 1
