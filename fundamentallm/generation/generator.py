@@ -27,8 +27,8 @@ def generate(
 ) -> Iterator[list[int | None]]:
     """Continue every prompt, one token per step, until all have ended or the consumer closes the iterator.
 
-    Past the model's context the window starts anew from its second half, re-read at once: every later token again has
-    at least half a context before it.
+    Past the model's context the cache rolls: each new token sees the last ``sequence_length`` ones. Where absolute
+    positions are added to the tokens it cannot, and the window starts anew from its second half, re-read at once.
 
     Args:
         model: Any model, in evaluation mode.
@@ -46,18 +46,18 @@ def generate(
     draws = _draws(seeds, max_tokens).to(device)
     needs_history = any(sampler.needs_history for sampler in samplers)
     windows = [list(prompt) for prompt in prompts]
-    tokens, cache.padding = _left_padded(windows, cache.capacity, device)  # (B, t) all that the model sees
+    tokens, cache.padding = _left_padded(windows, cache.capacity, model.rolls, device)  # (B, t) all the model may see
     unread = tokens  # what the cache has not seen yet
     running = [True] * len(prompts)
     for step in range(max_tokens):
-        if cache.length + unread.size(1) > cache.capacity:
+        if cache.length == cache.capacity and not model.rolls:
             cache.reset()
-            tokens, cache.padding = _left_padded(windows, cache.capacity, device)
+            tokens, cache.padding = _left_padded(windows, cache.capacity, model.rolls, device)
             unread = tokens
         logits = _next_logits(model, unread, cache)
         chosen = _choose(samplers, logits, draws[:, step], tokens if needs_history else None)
         unread = chosen[:, None]
-        tokens = torch.cat((tokens, unread), dim=1)
+        tokens = torch.cat((tokens, unread), dim=1)[:, -cache.capacity :]
         new = chosen.tolist()
         for window, token in zip(windows, new, strict=True):
             window.append(token)
@@ -86,8 +86,10 @@ def _choose(samplers: Sequence[BaseSampler], logits: Tensor, draw: Tensor, histo
     return chosen[0] if len(chosen) == 1 else torch.cat(chosen)
 
 
-def _left_padded(windows: list[list[int]], context: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Cut every window that outgrew the context to its last half, and put them into one (B, T) tensor.
+def _left_padded(
+    windows: list[list[int]], context: int, rolls: bool, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Cut every window that outgrew the context, and put them into one (B, T) tensor.
 
     Each sequence is cut by its own length, so what it is in a batch with does not change what it sees.
 
@@ -95,9 +97,10 @@ def _left_padded(windows: list[list[int]], context: int, device: torch.device) -
         The tokens, and how many of each row are padding on its left (None if no row has any). Padding repeats the
         row's own first token, so that a history never holds a foreign one.
     """
+    kept = context if rolls else max(1, context // 2)
     for window in windows:
         if len(window) > context:
-            del window[: -max(1, context // 2)]
+            del window[:-kept]
     longest = max(len(window) for window in windows)
     padding = [longest - len(window) for window in windows]
     rows = [window[:1] * pad + window for window, pad in zip(windows, padding, strict=True)]

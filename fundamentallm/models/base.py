@@ -17,6 +17,9 @@ class BaseModel(nn.Module, ABC):
     A subclass is registered in ``registry.models`` and found by ``config.architecture``.
     """
 
+    rolls: bool = True
+    """Whether a cache can go on past the context: true unless a token's absolute position is added to it."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         assert config.vocab_size is not None, "vocab_size is known once the tokenizer is"
@@ -28,8 +31,9 @@ class BaseModel(nn.Module, ABC):
         """Logits of the token after each given one.
 
         Args:
-            tokens: (B, T) int64. Without a cache T is at most ``config.sequence_length``.
-            cache: What was read before; the new tokens are added to it.
+            tokens: (B, T) int64; T is at most ``config.sequence_length``, less what a cache already holds.
+            cache: What was read before; the new tokens are added to it. Where the model rolls, single tokens may be
+                added without end, and each sees the last ``config.sequence_length`` tokens.
 
         Returns:
             (B, T, V) logits.

@@ -7,10 +7,12 @@ from torch import Tensor
 
 
 class KVCache:
-    """Preallocated keys and values of every layer, for up to ``capacity`` tokens.
+    """Preallocated keys and values of every layer: a ring over the last ``capacity`` tokens.
 
-    The cache is an argument of the model, never hidden inside it: two generations cannot disturb each other, and what
-    happens when it is full is decided where one reads text, in the generator.
+    A token's slot is its number modulo ``capacity``. Keys are stored after rotation, and attention does not ask in
+    which order it sees them, so past ``capacity`` the oldest token is overwritten and nothing has to move.
+
+    The cache is an argument of the model, never hidden inside it: two generations cannot disturb each other.
 
     Shapes: L layers, B sequences, H key/value heads, C capacity in tokens, D head width.
 
@@ -40,16 +42,20 @@ class KVCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.capacity = capacity
         self.length = 0
-        """Tokens read so far, padding included."""
+        """Tokens read so far, padding included; may exceed the capacity."""
         self.padding: Tensor | None = None
         """(B,) how many of a sequence's first tokens are padding on its left, or None if no sequence has any."""
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, H, T, D) of T new tokens; return all that are to be attended to, (B, H, S, D)."""
-        end = self.length + keys.size(2)
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        new = keys.size(2)
+        # More than one token must not wrap: the first of them still needs what the last of them would overwrite.
+        assert new == 1 or self.length + new <= self.capacity
+        slot = self.length % self.capacity
+        self.keys[layer, :, :, slot : slot + new] = keys
+        self.values[layer, :, :, slot : slot + new] = values
+        filled = min(self.length + new, self.capacity)
+        return self.keys[layer, :, :, :filled], self.values[layer, :, :, :filled]
 
     def advance(self, new: int) -> None:
         """Count ``new`` tokens as read, after every layer has stored them."""
@@ -67,10 +73,12 @@ class KVCache:
         """
         if new == 1 and self.padding is None:
             return None
-        columns = torch.arange(self.length + new, device=self.keys.device)
-        rows = columns[self.length :, None]
-        mask = (columns <= rows)[None, None]
+        end = self.length + new
+        columns = torch.arange(min(end, self.capacity), device=self.keys.device)
+        rows = torch.arange(self.length, end, device=self.keys.device)[:, None] % self.capacity
+        mask = (columns <= rows)[None, None] if new > 1 else torch.ones_like(columns, dtype=torch.bool)
         if self.padding is not None:
+            overwritten = columns < end - self.capacity
             # Padding itself would see nothing, and softmax over nothing is NaN: it may see itself.
-            mask = mask & ((columns >= self.padding[:, None, None, None]) | (columns == rows))
+            mask = mask & ((columns >= self.padding[:, None, None, None]) | overwritten | (columns == rows))
         return mask

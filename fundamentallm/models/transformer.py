@@ -181,6 +181,7 @@ class Transformer(BaseModel):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         length, width = config.sequence_length, config.d_model
+        self.rolls = config.pos_encoding in ("rope", "none")
         self.embedding = nn.Embedding(self.vocab_size, width)
         self.positions = nn.Embedding(length, width) if config.pos_encoding == "learned" else None
         self.dropout = nn.Dropout(config.dropout)
@@ -215,7 +216,7 @@ class Transformer(BaseModel):
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """See :meth:`BaseModel.forward`."""
         length, start = tokens.size(1), 0 if cache is None else cache.length
-        if start + length > self.config.sequence_length:
+        if start + length > self.config.sequence_length and not (self.rolls and length == 1):
             raise ValueError(f"{start + length} tokens exceed the context of {self.config.sequence_length}")
         x = self.dropout(self._embed(tokens, start, cache))  # (B, T, C)
         rotation = self._rotation(start, start + length, x)
@@ -230,7 +231,7 @@ class Transformer(BaseModel):
     def _embed(self, tokens: Tensor, start: int, cache: KVCache | None) -> Tensor:
         """Token embedding, plus the position's where positions are added; (B, T, C)."""
         x: Tensor = self.embedding(tokens)
-        if self.config.pos_encoding in ("rope", "none"):
+        if self.rolls:
             return x
         places = torch.arange(start, start + tokens.size(1), device=tokens.device)  # (T)
         if cache is not None and cache.padding is not None:
@@ -245,6 +246,10 @@ class Transformer(BaseModel):
         """The rotary tables of positions ``start`` to ``end``; rotation is relative, so padding does not matter."""
         if self.config.pos_encoding != "rope":
             return None
+        if end > self.config.sequence_length:  # past the context the angles just go on
+            return rotary_tables(
+                torch.arange(start, end, device=x.device), self.config.head_width, self.config.rope_theta
+            )
         assert isinstance(self.cosines, Tensor) and isinstance(self.sines, Tensor)
         return self.cosines[start:end], self.sines[start:end]
 

@@ -26,6 +26,7 @@ from fundamentallm.generation.samplers import (
     keep_top_p,
 )
 from fundamentallm.models import BaseModel, build_model
+from fundamentallm.models.transformer import attend
 
 logits_rows = arrays("float32", (3, 17), elements=st.floats(-20, 20, width=32)).map(torch.from_numpy)
 draws = st.lists(st.floats(0, 1, exclude_max=True, width=32), min_size=3, max_size=3).map(torch.tensor)
@@ -182,34 +183,53 @@ def network(**changes: object) -> BaseModel:
 
 @torch.inference_mode()
 def naive(model: BaseModel, prompt: list[int], sampler: BaseSampler, seed: int, count: int) -> list[int]:
-    """The oracle: every token from the whole window, read anew; the window starts over from its half when full."""
+    """The oracle: no cache, every token from all that came before, read anew.
+
+    A model that rolls attends to the last CONTEXT tokens at every layer; it is given a context long enough for the
+    whole text, and attention that is masked beyond the band. One that does not roll starts over from half a window.
+    """
     draw = torch.rand(count, generator=torch.Generator().manual_seed(seed))
-    window, written = list(prompt), []
+    window = list(prompt)
     if len(window) > CONTEXT:
-        window = window[-CONTEXT // 2 :]
+        window = window[-CONTEXT if model.rolls else -CONTEXT // 2 :]
+    whole = build_model(model.config.model_copy(update={"sequence_length": 200 if model.rolls else CONTEXT})).eval()
+    whole.load_state_dict(model.state_dict())
+    written = []
     for step in range(count):
-        if len(window) > CONTEXT:
+        if len(window) > CONTEXT and not model.rolls:
             window = window[-CONTEXT // 2 :]
-        logits = model(torch.tensor([window]))[:, -1]
-        token = int(sampler.sample(logits, draw[step : step + 1], torch.tensor([window])))
+        logits = whole(torch.tensor([window]))[:, -1]
+        token = int(sampler.sample(logits, draw[step : step + 1], torch.tensor([window[-CONTEXT:]])))
         window.append(token)
         written.append(token)
     return written
 
 
+def banded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool, dropout: float) -> Tensor:
+    if causal:
+        distance = torch.arange(q.size(2))[:, None] - torch.arange(k.size(2))
+        mask, causal = (distance >= 0) & (distance < CONTEXT), False
+    return attend(q, k, v, mask, causal=causal, dropout=dropout)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{}, {"pos_encoding": "learned"}, {"num_kv_heads": 1, "pos_encoding": "none"}, {"architecture": "bigram"}],
+    ids=str,
 )
-@pytest.mark.parametrize("prompt", [[1], [1, 2, 3, 4, 5], list(range(11)), [i % 11 for i in range(40)]])
-def test_the_generator_equals_the_naive_loop(changes: dict[str, object], prompt: list[int]) -> None:
+@pytest.mark.parametrize("prompt", [[1], [1, 2, 3, 4, 5], list(range(11)), [i % 11 for i in range(40)]], ids=len)
+def test_the_generator_equals_the_naive_loop(
+    changes: dict[str, object], prompt: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, sampler = network(**changes), TemperatureSampler(1.0)
     written = [step[0] for step in generate(model, [prompt], [sampler], [5], max_tokens=40)]
+    monkeypatch.setattr("fundamentallm.models.transformer.attend", banded)
     assert written == naive(model, prompt, sampler, 5, 40)
 
 
-def test_a_batch_of_prompts_and_samplers_equals_each_alone() -> None:
-    model = network()
+@pytest.mark.parametrize("pos_encoding", ["rope", "learned"])
+def test_a_batch_of_prompts_and_samplers_equals_each_alone(pos_encoding: str) -> None:
+    model = network(pos_encoding=pos_encoding)
     prompts = [[1], [4, 5, 6, 7], [i % 11 for i in range(30)], [2, 2]]
     samplers: list[BaseSampler] = [
         GreedySampler(0.0),
