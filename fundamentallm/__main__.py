@@ -3,4 +3,4 @@
 from fundamentallm.cli.commands import main
 
 if __name__ == "__main__":
-    main(prog_name="fundamentallm")
+    main()

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
+from fundamentallm import __version__
 from fundamentallm.errors import FundamentaLLMError
 
 # Name: (module, one line for the list of commands). The function in the module is called like the subcommand.
@@ -113,12 +114,13 @@ def debug_option(function: _Function) -> _Function:
 
 
 @click.group(
+    "fundamentallm",
     cls=Commands,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Start here: fundamentallm train tiny-tales --preset small --minutes 1",
 )
-@click.version_option(package_name="fundamentallm", message="%(prog)s %(version)s")
+@click.version_option(__version__, message="fundamentallm %(version)s")
 @debug_option
 @click.pass_context
 def cli(ctx: click.Context) -> None:
@@ -131,10 +133,10 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-def main(args: Sequence[str] | None = None, prog_name: str | None = None) -> None:
+def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the installed command."""
     for stream in (sys.stdout, sys.stderr):
         # A model may write characters that the terminal's encoding lacks.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    cli.main(args, prog_name=prog_name)
+    cli.main(args, prog_name="fundamentallm")

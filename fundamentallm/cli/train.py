@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from fundamentallm.cli.commands import debug_option
-from fundamentallm.cli.output import evaluation_table, write, write_table
+from fundamentallm.cli.output import evaluation_table, warn, write, write_table
 from fundamentallm.config import Config, field_help, load_config
-from fundamentallm.errors import ConfigError, FundamentaLLMError, RunError
+from fundamentallm.errors import ConfigError, FundamentaLLMError
 
 if TYPE_CHECKING:
     from fundamentallm.data.corpus import Corpus
@@ -136,10 +136,7 @@ def _resumed(name: str, overrides: tuple[str, ...], training: dict[str, object])
 
     by_name = RunDirectory(DEFAULT_RUNS_DIRECTORY / name)
     run = by_name if not Path(name).exists() and by_name.exists else RunDirectory.open(name)
-    before = run.config()
     config = load_config(file=run.config_path, overrides=overrides, values={"training": training}, environment=False)
-    if (config.data, config.model) != (before.data, before.model):
-        raise RunError("A run keeps its text and its network: change settings of the section training only.")
     return run, config
 
 
@@ -147,17 +144,22 @@ def _run(config: Config, corpus: Corpus | None, run: RunDirectory, quiet: bool, 
     """Train in ``run``, from the start on ``corpus`` or, without one, from the last checkpoint."""
     # Imported here: torch takes seconds.
     from fundamentallm.cli.console import display, print_json
-    from fundamentallm.training.trainer import run_training
+    from fundamentallm.training.session import run_training
 
-    with closing(display(quiet=quiet, as_json=as_json)) as shown:
-        run_training(config, corpus, run, [shown], resume=corpus is None)
+    path = shlex.quote(str(run.path))
+    try:
+        with closing(display(quiet=quiet, as_json=as_json)) as shown:
+            run_training(config, corpus, run, [shown], resume=corpus is None)
+    except KeyboardInterrupt:  # the second one: no time was left to save
+        if run.has_checkpoint:
+            warn(f"Interrupted: fundamentallm train --resume {path} goes on from the last checkpoint.")
+        raise
     status, evaluation = run.status(), run.evaluation()
     if as_json:
         print_json({"event": "finished", "run": run.path, "state": status.state, "evaluation": evaluation})
     elif not quiet:
         if evaluation is not None:
             write_table(evaluation_table(evaluation, "On the held-out part"))
-        path = shlex.quote(str(run.path))
         write(f"The run is in {run.path}\n")
         if status.state == "stopped":
             write(f"To go on:         fundamentallm train --resume {path}\n")
