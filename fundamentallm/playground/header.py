@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import re
+import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 import gradio as gr
 
-from fundamentallm.playground.settings import PlaygroundSettings
+from fundamentallm.playground import jobs
+from fundamentallm.playground.errors import shown_to_the_user
+from fundamentallm.playground.settings import BUNDLED_ID, PlaygroundSettings, Visitor, bundled_checkpoint
+from fundamentallm.playground.theme import asset
+from fundamentallm.runs.run_directory import RunDirectory
+
+_LABELS = {
+    "starting": "Getting ready",
+    "running": "Learning",
+    "stopping": "Stopping",
+    "finished": "Finished",
+    "stopped": "Stopped",
+    "failed": "Failed",
+}
+_LISTED = 100
+"""Runs offered in the selector, newest first."""
 
 
 @dataclass(frozen=True)
@@ -14,18 +35,166 @@ class HeaderParts:
     """The header's components."""
 
     run_selector: gr.Dropdown
-    state: gr.HTML
+    status: gr.HTML
+    """Value: JSON for assets/header.js."""
     stop: gr.Button
+    condition: gr.Textbox
+    """JSON ``[run id, state, has a checkpoint]`` of the chosen run; its change event says that buttons may change."""
+    timer: gr.Timer
 
 
 def build(settings: PlaygroundSettings, visitor_secret: gr.BrowserState) -> HeaderParts:
     """Lay the header out."""
     with gr.Row(elem_id="header"):
-        selector = gr.Dropdown(choices=[], label="Run")
-        state = gr.HTML()
-        stop = gr.Button("Stop")
-    return HeaderParts(selector, state, stop)
+        gr.HTML(
+            asset("brand.html"),
+            elem_id="header-brand",
+            apply_default_css=False,
+            js_on_load=None,
+        )
+        selector = gr.Dropdown(
+            choices=[],
+            label="Run",
+            show_label=False,
+            container=False,
+            filterable=False,
+            elem_id="run-selector",
+            min_width=0,
+        )
+        status = gr.HTML(
+            "{}",
+            html_template=asset("header.html"),
+            js_on_load=asset("header.js"),
+            elem_id="header-status",
+            apply_default_css=False,
+        )
+        stop = gr.Button("Stop", variant="stop", size="md", interactive=False, elem_id="stop", min_width=0)
+        # Not a gr.State: its change goes unreported when the event that changed it takes no queue slot.
+        condition = gr.Textbox("", visible="hidden", elem_id="condition")
+    return HeaderParts(selector, status, stop, condition, gr.Timer(1.0))
 
 
-def wire(settings: PlaygroundSettings, visitor_secret: gr.BrowserState, parts: HeaderParts) -> None:
+def wire(page: gr.Blocks, settings: PlaygroundSettings, visitor_secret: gr.BrowserState, parts: HeaderParts) -> None:
     """Connect the header's events."""
+    shown_choices = gr.State(None)
+    outputs = [parts.run_selector, parts.status, parts.stop, parts.condition, shown_choices]
+
+    def refresh(
+        run_id: str | None, secret: str | None, shown: list[list[str]] | None, request: gr.Request
+    ) -> tuple[Any, str, Any, Any, Any]:
+        visitor = Visitor.of(secret, request)
+        runs = settings.visible_runs(visitor)[:_LISTED]
+        choices = selector_choices(runs)
+        known = [value for _, value in choices]
+        chosen = run_id if run_id in known else first_choice(runs)
+        update: dict[str, Any] = {}
+        if choices != shown:
+            update["choices"] = choices
+        if chosen != run_id:
+            update["value"] = chosen
+        selector = gr.update(**update) if update else gr.skip()
+        return (selector, *shown_state(settings, chosen, visitor), choices)
+
+    def open_page(secret: str | None, request: gr.Request) -> tuple[Any, ...]:
+        secret = secret if isinstance(secret, str) and len(secret) >= 16 else secrets.token_urlsafe(24)
+        return (secret, *refresh(None, secret, None, request))
+
+    def stop(run_id: str | None, secret: str | None, request: gr.Request) -> tuple[str, Any, Any]:
+        visitor = Visitor.of(secret, request)
+        with shown_to_the_user():
+            jobs.stop_training(settings, visitor, run_id)
+        return shown_state(settings, run_id, visitor)
+
+    def choose(run_id: str | None, secret: str | None, request: gr.Request) -> tuple[str, Any, Any]:
+        return shown_state(settings, run_id, Visitor.of(secret, request))
+
+    page.load(
+        open_page,
+        visitor_secret,
+        [visitor_secret, *outputs],
+        show_progress="hidden",
+        queue=False,
+        api_visibility="private",
+    )
+    parts.timer.tick(
+        refresh,
+        [parts.run_selector, visitor_secret, shown_choices],
+        outputs,
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    parts.run_selector.input(
+        choose,
+        [parts.run_selector, visitor_secret],
+        [parts.status, parts.stop, parts.condition],
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    parts.stop.click(
+        stop,
+        [parts.run_selector, visitor_secret],
+        [parts.status, parts.stop, parts.condition],
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+
+def selector_choices(runs: Sequence[RunDirectory]) -> list[list[str]]:
+    """Label and value of every run, and of the bundled model."""
+    choices = [[run_label(run), run.id] for run in runs]
+    if bundled_checkpoint() is not None:
+        choices.append(["Tiny model (comes with FundamentaLLM)", BUNDLED_ID])
+    return choices
+
+
+def refreshed_selector(settings: PlaygroundSettings, visitor: Visitor, run_id: str) -> Any:
+    """An update of the selector that chooses a run which it may not list yet."""
+    return gr.update(choices=selector_choices(settings.visible_runs(visitor)[:_LISTED]), value=run_id)
+
+
+def first_choice(runs: Sequence[RunDirectory]) -> str | None:
+    """What a freshly opened page shows: the training under way, else the newest run, else the bundled model."""
+    active = next((run.id for run in runs if run.status().is_active), None)
+    fallback = BUNDLED_ID if bundled_checkpoint() is not None else None
+    return active or (runs[0].id if runs else fallback)
+
+
+def run_label(run: RunDirectory, *, marked: bool = True) -> str:
+    """A run's name for people: what it learned from, and when; marked when it is at work or failed."""
+    match = re.fullmatch(r"(\d{4})-(\d\d)-(\d\d)_(\d\d)(\d\d)\d\d-(.+)", run.id)
+    marks = {"starting": "● ", "running": "● ", "stopping": "● ", "failed": "✕ "}
+    mark = marks.get(run.status().state, "") if marked else ""
+    if match is None:
+        return mark + run.id
+    year, month, day, hour, minute = (int(match[i]) for i in range(1, 6))
+    when = datetime(year, month, day, hour, minute)
+    return f"{mark}{match[6]} · {when:%d %b, %H:%M}"
+
+
+def shown_state(settings: PlaygroundSettings, run_id: str | None, visitor: Visitor) -> tuple[str, Any, Any]:
+    """Values of the status view, the Stop button and the condition for a chosen run."""
+    view: dict[str, Any]
+    if run_id is None:
+        view = {"state": "none", "label": "No run yet", "note": ""}
+        return json.dumps(view), gr.update(interactive=False), json.dumps(["", "none", False])
+    if run_id == BUNDLED_ID:
+        view = {"state": "bundled", "label": "Ready", "note": "Try it in Compare"}
+        return json.dumps(view), gr.update(interactive=False), json.dumps([BUNDLED_ID, "bundled", True])
+    with shown_to_the_user():
+        run = settings.open_run(run_id, visitor)
+    status = run.status()
+    best = status.best_val_loss
+    view = {
+        "state": status.state,
+        "label": _LABELS[status.state],
+        "progress": 1.0 if status.state == "finished" else status.progress,
+        "remaining_seconds": status.remaining_seconds,
+        "message": status.message,
+        "note": f"best loss {best:.3f}" if best is not None and not status.is_active else "",
+    }
+    can_stop = status.state in ("starting", "running")
+    condition = json.dumps([run.id, status.state, run.has_checkpoint])
+    return json.dumps(view), gr.update(interactive=can_stop), condition

@@ -22,14 +22,14 @@ def build_page(settings: PlaygroundSettings) -> gr.Blocks:
             with gr.Tab("Corpus", id="corpus"):
                 corpus = corpus_tab.build(context)
             with gr.Tab("Train", id="train"):
-                train_tab.build(context, corpus, parts)
+                train_tab.build(page, context, corpus, parts)
             with gr.Tab("Compare", id="compare"):
                 compare_tab.build(context)
             with gr.Tab("Evaluate", id="evaluate"):
                 evaluate_tab.build(context)
         api.build(context)
-        header.wire(settings, secret, parts)
-    return page
+        header.wire(page, settings, secret, parts)
+    return page  # type: ignore[no-any-return, unused-ignore]
 
 
 def launch(

@@ -2,12 +2,279 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+from typing import Any
+
 import gradio as gr
 
-from fundamentallm.playground.header import HeaderParts
-from fundamentallm.playground.settings import CorpusParts, PlaygroundContext
+from fundamentallm.config import load_config
+from fundamentallm.errors import FundamentaLLMError
+from fundamentallm.playground import charts, jobs
+from fundamentallm.playground.errors import shown_to_the_user
+from fundamentallm.playground.header import HeaderParts, refreshed_selector, run_label
+from fundamentallm.playground.settings import BUNDLED_ID, CorpusParts, PlaygroundContext, Visitor
+from fundamentallm.playground.theme import PLOTLY_HEAD, asset
+from fundamentallm.playground.train_form import (
+    CUSTOM_TIME,
+    FIELDS,
+    TIMES,
+    button_label,
+    changed_settings,
+    field_values,
+    preset_choices,
+)
+from fundamentallm.runs.run_directory import ACTIVE_STATES
+
+_QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_MEASURING: dict[str, Any] = {
+    "concurrency_limit": 1,
+    "concurrency_id": "measure",
+    "show_progress": "hidden",
+    "api_visibility": "private",
+}
+# On a phone the curve lies below the button that starts it.
+_SHOW_LIVE = """() => {
+    const live = document.getElementById("live");
+    if (live && live.getBoundingClientRect().top > window.innerHeight * 0.7)
+        live.scrollIntoView({behavior: "smooth", block: "start"});
+}"""
+_EMPTY_HINT = "Press the button: the loss curve and what the model writes appear here while it learns."
 
 
-def build(context: PlaygroundContext, corpus: CorpusParts, header: HeaderParts) -> None:
+@dataclass(frozen=True)
+class _Setup:
+    preset: gr.Radio
+    time: gr.Radio
+    minutes: gr.Number
+    more: gr.Textbox
+    fields: list[Any]
+    start: gr.Button
+    estimate: gr.HTML
+    command: gr.Textbox
+
+    @property
+    def inputs(self) -> list[Any]:
+        return [self.preset, self.time, self.minutes, self.more, *self.fields]
+
+
+@dataclass(frozen=True)
+class _Live:
+    view: gr.HTML
+    next_row: gr.Row
+    resume: gr.Button
+    to_compare: gr.Button
+    to_evaluate: gr.Button
+
+
+def build(page: gr.Blocks, context: PlaygroundContext, corpus: CorpusParts, header: HeaderParts) -> None:
     """Lay the tab out and connect it."""
-    gr.Markdown("Train")
+    with gr.Row(elem_id="train-layout", equal_height=False):
+        with gr.Column(scale=3, min_width=320, elem_id="train-setup"):
+            setup = _build_setup(context)
+        with gr.Column(scale=8, min_width=340, elem_id="train-live"):
+            live = _build_live(context)
+    _wire_setup(page, context, corpus, setup)
+    _wire_training(page, context, corpus, header, setup, live)
+
+
+def _build_setup(context: PlaygroundContext) -> _Setup:
+    choices = preset_choices()
+    first = choices[0][1]
+    preset = gr.Radio(choices, value=first, label="Model", elem_id="preset", elem_classes="fl-cards")
+    time = gr.Radio(TIMES, value=1.0, label="Time to learn", elem_id="time", elem_classes="fl-segments")
+    minutes = gr.Number(2.0, label="Minutes", visible=False, elem_id="minutes")
+    start = gr.Button(button_label("tiny-tales", None, first, 1.0), variant="primary", size="lg", elem_id="start")
+    estimate = gr.HTML(
+        "{}",
+        html_template=asset("estimate.html"),
+        js_on_load=asset("estimate.js"),
+        apply_default_css=False,
+        elem_id="estimate",
+    )
+    with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+        config = load_config(preset=first)
+        fields = [field.component(config) for field in FIELDS]
+        more = gr.Textbox(
+            label="Any other setting",
+            info="One a line.",
+            placeholder="model.qk_norm=false",
+            lines=2,
+            elem_id="more-settings",
+        )
+    command = gr.Textbox(
+        label="The same from a terminal",
+        interactive=False,
+        lines=2,
+        max_lines=8,
+        buttons=["copy"],
+        elem_id="command",
+        elem_classes="fl-code",
+    )
+    return _Setup(preset, time, minutes, more, fields, start, estimate, command)
+
+
+def _build_live(context: PlaygroundContext) -> _Live:
+    settings = context.settings
+
+    # These two are reachable by anyone with any argument (Gradio's /component_server), so they authorise and cap.
+    def tail(question: object) -> dict[str, Any]:
+        return charts.answer_tail(settings, question)
+
+    def earlier(question: object) -> dict[str, Any]:
+        return charts.answer_earlier(settings, question)
+
+    with gr.Row(elem_id="next", visible=False) as next_row:
+        resume = gr.Button("Resume", variant="primary", size="md", elem_id="resume", visible=False, min_width=140)
+        to_compare = gr.Button("See how it writes", size="md", elem_id="to-compare", min_width=140)
+        to_evaluate = gr.Button("Measure how good it is", size="md", elem_id="to-evaluate", min_width=140)
+    view = gr.HTML(
+        "{}",
+        html_template=asset("live.html"),
+        js_on_load=asset("chart.js"),
+        head=PLOTLY_HEAD,
+        server_functions=[tail, earlier],
+        apply_default_css=False,
+        elem_id="live",
+    )
+    return _Live(view, next_row, resume, to_compare, to_evaluate)
+
+
+def _wire_setup(page: gr.Blocks, context: PlaygroundContext, corpus: CorpusParts, setup: _Setup) -> None:
+    settings = context.settings
+
+    def describe(
+        source: str,
+        files: list[str] | None,
+        preset: str,
+        time: float,
+        minutes: float | None,
+        more: str,
+        *values: object,
+    ) -> tuple[str, str]:
+        chosen = time or minutes or 0.0
+        try:
+            overrides = changed_settings(preset, more, values)
+            line = jobs.display_command(source, files, preset=preset, minutes=chosen, overrides=overrides)
+        except FundamentaLLMError as error:
+            line = str(error)
+        return button_label(source, files, preset, chosen), line
+
+    def measure(
+        source: str,
+        text: str,
+        files: list[str] | None,
+        preset: str,
+        time: float,
+        minutes: float | None,
+        more: str,
+        *values: object,
+    ) -> str:
+        try:
+            overrides = changed_settings(preset, more, values)
+            figures = jobs.measure(settings, source, text, files, preset, time or minutes or 0.0, overrides)
+        except FundamentaLLMError as error:
+            figures = {"error": str(error)}
+        return json.dumps(figures)
+
+    describe_inputs = [corpus.source, corpus.files, *setup.inputs]
+    measure_inputs = [corpus.source, corpus.text, corpus.files, *setup.inputs]
+    setup.time.change(lambda time: gr.update(visible=time == CUSTOM_TIME), setup.time, setup.minutes, **_QUICK)
+    # A new preset fills the fields first: described together with the old fields it would look edited.
+    filled = setup.preset.change(field_values, setup.preset, setup.fields, **_QUICK)
+    described = filled.then(describe, describe_inputs, [setup.start, setup.command], **_QUICK)
+    described.then(measure, measure_inputs, setup.estimate, **_MEASURING)
+    edits = [component.input for component in (*setup.fields, setup.more, setup.minutes)]
+    triggers = [page.load, setup.time.change, corpus.source.change, corpus.files.change, *edits]
+    gr.on(triggers, describe, describe_inputs, [setup.start, setup.command], trigger_mode="always_last", **_QUICK)
+    gr.on(triggers, measure, measure_inputs, setup.estimate, trigger_mode="always_last", **_MEASURING)
+
+
+def _wire_training(
+    page: gr.Blocks,
+    context: PlaygroundContext,
+    corpus: CorpusParts,
+    header: HeaderParts,
+    setup: _Setup,
+    live: _Live,
+) -> None:
+    settings, secret, selector = context.settings, context.visitor_secret, context.run_selector
+
+    def target(run_id: str | None, secret_value: str | None, request: gr.Request) -> str:
+        if run_id is None or run_id == BUNDLED_ID:
+            title = "The tiny model is trained already" if run_id else "No training yet"
+            return json.dumps({"run": None, "title": title, "hint": _EMPTY_HINT})
+        with shown_to_the_user():
+            run = settings.open_run(run_id, Visitor.of(secret_value, request))
+        return json.dumps(
+            {"run": run.id, "secret": secret_value, "title": run_label(run, marked=False), "command": run.command}
+        )
+
+    def begin(
+        request: gr.Request,
+        secret_value: str | None,
+        source: str,
+        text: str,
+        files: list[str] | None,
+        preset: str,
+        time: float,
+        minutes: float | None,
+        more: str,
+        *values: object,
+    ) -> Any:
+        visitor = Visitor.of(secret_value, request)
+        with shown_to_the_user():
+            run = jobs.start_training(
+                settings,
+                visitor,
+                source=source,
+                text=text,
+                files=files,
+                preset=preset,
+                minutes=time or minutes or 0.0,
+                overrides=changed_settings(preset, more, values),
+            )
+        return refreshed_selector(settings, visitor, run.id)
+
+    def go_on(request: gr.Request, run_id: str | None, secret_value: str | None) -> Any:
+        visitor = Visitor.of(secret_value, request)
+        with shown_to_the_user():
+            run = jobs.resume_training(settings, visitor, run_id)
+        return refreshed_selector(settings, visitor, run.id)
+
+    def follow(condition: str) -> tuple[Any, Any, Any, Any]:
+        _, state, has_model = json.loads(condition or '["", "none", false]')
+        idle = state not in ACTIVE_STATES
+        can_resume = state in ("stopped", "failed")
+        return (
+            gr.update(visible=idle and (has_model or can_resume)),
+            gr.update(visible=can_resume),
+            gr.update(visible=has_model),
+            gr.update(visible=has_model),
+        )
+
+    # Pressing twice while the first press is on its way starts one training: trigger_mode "once".
+    setup.start.click(
+        begin,
+        [secret, corpus.source, corpus.text, corpus.files, *setup.inputs],
+        selector,
+        concurrency_limit=4,
+        concurrency_id="start",
+        show_progress="hidden",
+        api_visibility="private",
+    ).success(None, None, None, js=_SHOW_LIVE)
+    live.resume.click(
+        go_on,
+        [selector, secret],
+        selector,
+        concurrency_limit=4,
+        concurrency_id="start",
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    gr.on([selector.change, page.load], target, [selector, secret], live.view, **_QUICK)
+    header.condition.change(
+        follow, header.condition, [live.next_row, live.resume, live.to_compare, live.to_evaluate], **_QUICK
+    )
+    live.to_compare.click(lambda: gr.Tabs(selected="compare"), None, context.tabs, **_QUICK)
+    live.to_evaluate.click(lambda: gr.Tabs(selected="evaluate"), None, context.tabs, **_QUICK)
