@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack, overload
 
+import torch
+
 from fundamentallm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_file
 from fundamentallm.config import Config, GenerationConfig, load_config
 from fundamentallm.data.corpus import Corpus, open_corpus
@@ -136,6 +138,16 @@ class LanguageModel:
         rest = [text.finish() for text in texts]
         if any(rest):
             yield rest
+
+    def next_tokens(self, prompt: str = "", *, temperature: float = 1.0) -> list[tuple[int, float]]:
+        """Every token with the probability that it comes next after the prompt, the likeliest first."""
+        sampler = build_sampler(self.generation_config(strategy="temperature", temperature=temperature))
+        tokens = self.prompt_tokens(prompt)[-self.config.model.sequence_length :]
+        device = next(self.model.parameters()).device
+        with torch.inference_mode():
+            logits = self.model(torch.tensor([tokens], device=device))[:, -1]  # (1, V)
+            probabilities, order = sampler.probabilities(logits)[0].sort(descending=True, stable=True)
+        return list(zip(order.tolist(), probabilities.tolist(), strict=True))
 
     def prompt_tokens(self, prompt: str) -> list[int]:
         """The prompt as tokens; an empty one is a newline, as if a new line of the training text began."""
