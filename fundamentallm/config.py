@@ -233,7 +233,8 @@ class Config(_Section):
 
     def to_yaml(self) -> str:
         """The whole tree as YAML, as it is saved beside the weights."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        # Escaped rather than in plain Unicode, of which YAML folds some line separators into others.
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def presets() -> dict[str, Path]:
