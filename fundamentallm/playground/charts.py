@@ -175,7 +175,7 @@ def _sentence(run: RunDirectory) -> str:
     """What the state means, in one sentence; empty while it runs, when the phase of the curve says more."""
     status = run.status()
     if status.state == "running":
-        return ""
+        return status.message if status.progress >= 1 else ""  # at the end: what is being measured
     if status.state == "starting":
         return status.message or "Getting ready: reading the text and building the model."
     if status.state == "stopping":

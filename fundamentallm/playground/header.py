@@ -26,6 +26,7 @@ _LABELS = {
     "stopped": "Stopped",
     "failed": "Failed",
 }
+NO_RUN = ""
 _LISTED = 100
 """Runs offered in the selector, newest first."""
 
@@ -147,7 +148,7 @@ def selector_choices(runs: Sequence[RunDirectory]) -> list[list[str]]:
     choices = [[run_label(run), run.id] for run in runs]
     if bundled_checkpoint() is not None:
         choices.append(["Tiny model (comes with FundamentaLLM)", BUNDLED_ID])
-    return choices
+    return choices or [["No run yet", NO_RUN]]
 
 
 def refreshed_selector(settings: PlaygroundSettings, visitor: Visitor, run_id: str) -> Any:
@@ -155,10 +156,10 @@ def refreshed_selector(settings: PlaygroundSettings, visitor: Visitor, run_id: s
     return gr.update(choices=selector_choices(settings.visible_runs(visitor)[:_LISTED]), value=run_id)
 
 
-def first_choice(runs: Sequence[RunDirectory]) -> str | None:
+def first_choice(runs: Sequence[RunDirectory]) -> str:
     """What a freshly opened page shows: the training under way, else the newest run, else the bundled model."""
     active = next((run.id for run in runs if run.status().is_active), None)
-    fallback = BUNDLED_ID if bundled_checkpoint() is not None else None
+    fallback = BUNDLED_ID if bundled_checkpoint() is not None else NO_RUN
     return active or (runs[0].id if runs else fallback)
 
 
@@ -177,7 +178,7 @@ def run_label(run: RunDirectory, *, marked: bool = True) -> str:
 def shown_state(settings: PlaygroundSettings, run_id: str | None, visitor: Visitor) -> tuple[str, Any, Any]:
     """Values of the status view, the Stop button and the condition for a chosen run."""
     view: dict[str, Any]
-    if run_id is None:
+    if not run_id:
         view = {"state": "none", "label": "No run yet", "note": ""}
         return json.dumps(view), gr.update(interactive=False), json.dumps(["", "none", False])
     if run_id == BUNDLED_ID:
@@ -189,7 +190,7 @@ def shown_state(settings: PlaygroundSettings, run_id: str | None, visitor: Visit
     best = status.best_val_loss
     view = {
         "state": status.state,
-        "label": _LABELS[status.state],
+        "label": "Measuring" if status.state == "running" and status.progress >= 1 else _LABELS[status.state],
         "progress": 1.0 if status.state == "finished" else status.progress,
         "remaining_seconds": status.remaining_seconds,
         "message": status.message,

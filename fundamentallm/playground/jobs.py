@@ -183,11 +183,12 @@ def measure(
     if config.training.max_steps is not None:
         steps = min(steps, config.training.max_steps)
     conditions = " while another training is at work" if busy else ""
-    milliseconds = 1000 * result["seconds_per_step"]
+    seconds = result["seconds_per_step"]
+    pace = f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
     return {
         **result,
         "steps": steps,
-        "note": f"Measured here{conditions}: {milliseconds:.3g} ms a step.",
+        "note": f"Measured on this computer{conditions}: {pace} a step.",
     }
 
 
@@ -279,4 +280,5 @@ def _kept_sources(run: RunDirectory, source: str, text: str | None, files: Seque
 
 
 def _arguments(sources: Sequence[str], preset: str, minutes: float, overrides: Mapping[str, object]) -> list[str]:
-    return launcher.train_command(sources, preset=preset, minutes=minutes, overrides=overrides)
+    # The time first: it is what the button says.
+    return launcher.train_command(sources, preset=preset, overrides={"training.max_minutes": minutes, **overrides})

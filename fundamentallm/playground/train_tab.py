@@ -201,7 +201,7 @@ def _wire_training(
     settings, secret, selector = context.settings, context.visitor_secret, context.run_selector
 
     def target(run_id: str | None, secret_value: str | None, request: gr.Request) -> str:
-        if run_id is None or run_id == BUNDLED_ID:
+        if not run_id or run_id == BUNDLED_ID:
             title = "The tiny model is trained already" if run_id else "No training yet"
             return json.dumps({"run": None, "title": title, "hint": _EMPTY_HINT})
         with shown_to_the_user():

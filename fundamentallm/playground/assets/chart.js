@@ -96,7 +96,7 @@
 
   function draw() {
     if (!window.Plotly) {
-      find(".fl-empty").textContent = "The chart library did not load: reload the page.";
+      find(".fl-live-empty").textContent = "The chart library did not load: reload the page.";
       return;
     }
     const c = colours();

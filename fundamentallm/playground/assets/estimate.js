@@ -5,7 +5,7 @@
   const formats = {
     parameters: (v) => short.format(v),
     memory_bytes: (v) => (v >= 1e9 ? `${(v / 1e9).toFixed(1)} GB` : `${Math.max(1, Math.round(v / 1e6))} MB`),
-    steps: (v) => `≈ ${short.format(v)}`,
+    steps: (v) => `≈ ${v < 100 ? Math.max(1, Math.round(v)) : short.format(v)}`,
     tokens_per_second: (v) => short.format(v),
   };
 

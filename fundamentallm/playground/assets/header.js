@@ -26,7 +26,7 @@
     bar.querySelector("i").style.width = `${percent}%`;
     const left = status.remaining_seconds;
     find(".fl-left").textContent =
-      status.state === "running" ? (typeof left === "number" ? duration(left) : `${percent} %`) : status.note || "";
+      status.state === "running" ? (typeof left === "number" && percent < 100 ? duration(left) : `${percent} %`) : status.note || "";
     document.title = status.state === "running" ? `${percent} % · FundamentaLLM` : "FundamentaLLM";
   }
 

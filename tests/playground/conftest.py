@@ -1,0 +1,172 @@
+"""A real server in its own process on loopback, and a real Chromium where one is installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LAUNCH = (
+    "import sys; from fundamentallm.playground.page import launch; "
+    "launch('127.0.0.1', int(sys.argv[1]), sys.argv[2], sys.argv[3] == 'public')"
+)
+BROWSER_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    port: int
+    runs_directory: Path
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def running_server(directory: Path, *, public: bool = False, port: int | None = None) -> Iterator[Server]:
+    """The playground over ``directory``/runs until the block ends; trainings it started are ended too."""
+    port = port or free_port()
+    runs, log = directory / "runs", directory / "server.log"
+    runs.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(REPOSITORY),
+        "GRADIO_TEMP_DIR": str(directory / "uploads"),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+    }
+    environment.pop("SPACE_ID", None)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, str(port), str(runs), "public" if public else "local"],
+            cwd=directory,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(url, timeout=5).read()
+                break
+            except (urllib.error.URLError, OSError):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+        yield Server(url, port, runs, process, log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def end_trainings(runs_directory: Path) -> None:
+    """Ask every training under way to stop, and wait for it."""
+    from fundamentallm.runs import launcher
+    from fundamentallm.runs.run_directory import list_runs
+
+    for run in list_runs(runs_directory):
+        launcher.stop(run, kill_after_seconds=10)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory) -> Iterator[Server]:
+    """One local-mode playground for the whole session."""
+    directory = tmp_path_factory.mktemp("playground")
+    with running_server(directory) as started:
+        yield started
+        end_trainings(started.runs_directory)
+
+
+@pytest.fixture(scope="session")
+def serve():
+    """``running_server``, for tests that start servers of their own."""
+    return running_server
+
+
+@pytest.fixture(scope="session")
+def public_server(tmp_path_factory) -> Iterator[Server]:
+    """One public-mode playground for the whole session."""
+    directory = tmp_path_factory.mktemp("public")
+    with running_server(directory, public=True) as started:
+        yield started
+        end_trainings(started.runs_directory)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium; the tests that need one skip where none is installed."""
+    playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright_api.sync_playwright() as playwright:
+        names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+        found = next((path for path in map(shutil.which, names) if path), None)
+        own = playwright.chromium.executable_path
+        executable = found or (own if Path(own).exists() else None)
+        if executable is None:
+            pytest.skip("no Chromium is installed: `apt-get install chromium` or `playwright install chromium`")
+        started = playwright.chromium.launch(executable_path=executable, args=BROWSER_ARGUMENTS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """A function that opens a page in a browser context of its own, and fails the test on what no page may do:
+    ask anything of another machine, or throw in its scripts."""
+    contexts = []
+    wrong: list[str] = []
+
+    def watch(page):
+        def asked(request) -> None:
+            if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:", "ws://127.0.0.1:")):
+                wrong.append(f"external request {request.url}")
+
+        page.on("request", asked)
+        page.on("pageerror", lambda error: wrong.append(f"script error {error}"))
+
+    def opened(url: str, *, width: int = 1280, height: int = 900, scheme: str = "light", context=None):
+        if context is None:
+            context = browser.new_context(
+                viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
+            )
+            contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        watch(page)
+        page.goto(url)
+        page.wait_for_selector("#header-status .fl-status[data-state]:not([data-state='loading'])")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not wrong, wrong
+
+
+@pytest.fixture
+def page(server, open_page):
+    """The page of the local-mode server, freshly opened."""
+    return open_page(server.url)
