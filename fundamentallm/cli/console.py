@@ -62,8 +62,8 @@ class LogDisplay(TrainingDisplay):
         if self._last is not None:
             parts += _figures(self._last)
         parts.append(f"validation loss {event.val_loss:.4f}{' (best)' if event.is_best else ''}")
-        if self._last is not None and self._last.remaining_seconds is not None:
-            parts.append(f"{duration(self._last.remaining_seconds)} left")
+        if self._last is not None:
+            parts += _time_left(self._last)
         click.echo(" · ".join(parts), err=True)
 
     def on_training_ended(self, event: TrainingEnded) -> None:
@@ -107,9 +107,8 @@ class BarDisplay(TrainingDisplay):
     def on_step_logged(self, event: StepLogged) -> None:
         """Move the bar."""
         steps = number(event.metrics.step) + (f"/{number(event.max_steps)}" if event.max_steps is not None else "")
-        left = [] if event.remaining_seconds is None else [f"{duration(event.remaining_seconds)} left"]
         validation = [self._validation] if self._validation else []
-        figures = " · ".join([f"step {steps}", *_figures(event), *validation, *left])
+        figures = " · ".join([f"step {steps}", *_figures(event), *validation, *_time_left(event)])
         self._bar.update(self._task, description="Training", total=1.0, completed=event.progress, figures=figures)
 
     def on_evaluated(self, event: Evaluated) -> None:
@@ -199,3 +198,7 @@ def _figures(event: StepLogged) -> list[str]:
     if metrics.tokens_per_second is not None:
         parts.append(f"{number(round(metrics.tokens_per_second))} tokens/s")
     return parts
+
+
+def _time_left(event: StepLogged) -> list[str]:
+    return [f"{duration(event.remaining_seconds)} left"] if event.remaining_seconds else []

@@ -108,7 +108,9 @@ def table(
     header: bool = True,
 ) -> Table:
     """A table of plain text; the first column is never cut."""
-    result = Table(title=Text(title) if title else None, title_justify="left", show_header=header, box=None)
+    result = Table(
+        title=Text(title) if title else None, title_justify="left", show_header=header, box=None, pad_edge=False
+    )
     for index, column in enumerate(columns):
         justify = "right" if index in right_aligned else "left"
         result.add_column(column, justify=justify, overflow="fold", no_wrap=index == 0)  # type: ignore[arg-type]

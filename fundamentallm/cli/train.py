@@ -163,4 +163,4 @@ def _run(config: Config, corpus: Corpus | None, run: RunDirectory, quiet: bool, 
         write(f"The run is in {run.path}\n")
         if status.state == "stopped":
             write(f"To go on:         fundamentallm train --resume {path}\n")
-        write(f"To let it write:  fundamentallm generate {path} --prompt Once\n")
+        write(f"To let it write:  fundamentallm generate {path}\n")
