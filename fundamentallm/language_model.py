@@ -16,7 +16,7 @@ from fundamentallm.data.token_store import open_prepared
 from fundamentallm.data.tokenizers import BaseTokenizer, stream_decoder
 from fundamentallm.devices import resolve_device
 from fundamentallm.errors import CheckpointError, ConfigError
-from fundamentallm.evaluation.evaluator import Evaluation, evaluate
+from fundamentallm.evaluation.evaluator import Evaluation, evaluate, evaluate_held_out
 from fundamentallm.generation import build_sampler, generate
 from fundamentallm.models import BaseModel
 from fundamentallm.runs.run_directory import DEFAULT_RUNS_DIRECTORY, RunDirectory
@@ -74,9 +74,9 @@ class LanguageModel:
     def generate(self, prompt: str = "", **options: Unpack[GenerationOptions]) -> str: ...
 
     @overload
-    def generate(self, prompt: Sequence[str], **options: Unpack[GenerationOptions]) -> list[str]: ...
+    def generate(self, prompt: list[str], **options: Unpack[GenerationOptions]) -> list[str]: ...
 
-    def generate(self, prompt: str | Sequence[str] = "", **options: Unpack[GenerationOptions]) -> str | list[str]:
+    def generate(self, prompt: str | list[str] = "", **options: Unpack[GenerationOptions]) -> str | list[str]:
         """What the model writes after the prompt, the prompt not included.
 
         Args:
@@ -87,7 +87,7 @@ class LanguageModel:
         Raises:
             ConfigError: An option has an impossible value.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
         config = self.generation_config(**options)
         texts = [""] * len(prompts)
         for pieces in self.stream_batch(prompts, [config] * len(prompts), _seeds(config.seed, len(prompts))):
@@ -190,17 +190,7 @@ class LanguageModel:
         if run is None:
             raise CheckpointError("This model does not lie in a run directory, so give a text to evaluate it on.")
         data = open_prepared(run.path)
-        return evaluate(
-            self.model,
-            self.tokenizer,
-            tokens=data.validation.tokens,
-            characters=data.validation_characters,
-            bytes=data.validation_bytes,
-            previous_token=int(data.train.tokens[-1]),
-            stride=stride,
-            progress=progress,
-            cancelled=cancelled,
-        )
+        return evaluate_held_out(self.model, data, stride=stride, progress=progress, cancelled=cancelled)
 
     @property
     def run(self) -> RunDirectory | None:

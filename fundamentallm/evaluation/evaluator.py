@@ -21,6 +21,7 @@ from fundamentallm.devices import autocast, resolve_precision
 from fundamentallm.errors import ConfigError, CorpusError, FundamentaLLMError
 
 if TYPE_CHECKING:
+    from fundamentallm.data.token_store import PreparedData
     from fundamentallm.data.tokenizers import BaseTokenizer
     from fundamentallm.models import BaseModel
 
@@ -154,6 +155,33 @@ def evaluate(
         characters=characters,
         bytes=bytes,
         unknown_characters=unknown,
+    )
+
+
+def evaluate_held_out(
+    model: BaseModel,
+    data: PreparedData,
+    *,
+    stride: int | None = None,
+    precision: str = "auto",
+    progress: Callable[[float], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Evaluation:
+    """Score the held-out part of a prepared corpus, whole; its first token is predicted from the last training token.
+
+    Arguments and errors are those of :func:`evaluate`.
+    """
+    return evaluate(
+        model,
+        data.tokenizer,
+        tokens=data.validation.tokens,
+        characters=data.validation_characters,
+        bytes=data.validation_bytes,
+        previous_token=int(data.train.tokens[-1]),
+        stride=stride,
+        precision=precision,
+        progress=progress,
+        cancelled=cancelled,
     )
 
 

@@ -17,7 +17,7 @@ from fundamentallm.data.token_store import PreparedData, open_prepared, prepare
 from fundamentallm.data.tokenizers import BaseTokenizer
 from fundamentallm.devices import resolve_device
 from fundamentallm.errors import FundamentaLLMError, RunError, TrainingError
-from fundamentallm.evaluation.evaluator import EvaluationStopped, evaluate
+from fundamentallm.evaluation.evaluator import EvaluationStopped, evaluate_held_out
 from fundamentallm.models import build_model
 from fundamentallm.runs import RunDirectory, RunStatus
 from fundamentallm.runs.heartbeat import StatusWriter
@@ -67,7 +67,7 @@ def run_training(
             if resume:
                 _require_same_model(config, run)
                 run.evaluation_path.unlink(missing_ok=True)
-            data = _prepared(config, corpus, run, listeners, stop, tokenizer)
+            data = _prepared(config, corpus, run, listeners, stop, tokenizer, resume)
             config = config.with_values(model={"vocab_size": data.tokenizer.vocab_size})
             run.write_config(config)
             trainer = _trainer(config, data, run, listeners, stop)
@@ -108,8 +108,9 @@ def _prepared(
     callbacks: Sequence[BaseCallback],
     stop: StopFlag,
     tokenizer: BaseTokenizer | None,
+    resume: bool,
 ) -> PreparedData:
-    if run.has_checkpoint:
+    if run.has_checkpoint or (resume and run.corpus_path.exists()):  # the last file that preparing writes
         return open_prepared(run.path)
 
     def report(description: str, share: float) -> None:
@@ -166,16 +167,7 @@ def _measure(
         notify(callbacks, Working("Measuring the best model on the held-out part", share))
 
     try:
-        evaluation = evaluate(
-            checkpoint.model,
-            checkpoint.tokenizer,
-            tokens=data.validation.tokens,
-            characters=data.validation_characters,
-            bytes=data.validation_bytes,
-            previous_token=int(data.train.tokens[-1]),
-            progress=report,
-            cancelled=stop.is_set,
-        )
+        evaluation = evaluate_held_out(checkpoint.model, data, progress=report, cancelled=stop.is_set)
     except EvaluationStopped:
         return
     run.write_evaluation(evaluation.as_dict() | {"step": checkpoint.step})
