@@ -127,7 +127,7 @@ class BPETokenizer(BaseTokenizer):
 
     @cached_property
     def _bytes(self) -> list[bytes]:
-        byte_of = {character: byte for byte, character in enumerate(_byte_characters())}
+        byte_of = {character: byte for byte, character in enumerate(byte_characters())}
         words: dict[str, int] = self._backend.get_vocab()
         ordered = sorted(words, key=words.__getitem__)[len(SPECIAL_TOKENS) :]
         return [b""] * len(SPECIAL_TOKENS) + [bytes(map(byte_of.__getitem__, word)) for word in ordered]
@@ -190,7 +190,7 @@ def _well_formed(text: str) -> str:
     return text
 
 
-def _byte_characters() -> list[str]:
+def byte_characters() -> list[str]:
     """The character by which byte-level BPE writes each of the 256 bytes (GPT-2's table)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(256, 512))
@@ -203,7 +203,6 @@ _BLANK = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _SAFE_CUT = re.compile(f"[^{_BLANK}](?=[{_BLANK}])")
 _WORDS = re.compile(f"[{_BLANK}]*[^{_BLANK}]+|[{_BLANK}]+")
 _LONG_RUN = re.compile(f"[^{_BLANK}]{{256}}|[{_BLANK}]{{256}}")
-_SHORT_RUNS = re.compile(f"[^{_BLANK}]{{1,256}}|[{_BLANK}]{{1,256}}")
 _LONGEST_WORD = 1 << 20
 
 
@@ -225,10 +224,7 @@ def _training_pieces(chunks: Iterable[str], limit: int | None) -> Iterator[str]:
     for chunk in chunks:
         text = _well_formed(chunk if limit is None else chunk[: limit - seen])
         seen += len(text)
-        if _LONG_RUN.search(text):
-            # The trainer's time grows with the square of a word's length; a text without blanks is one word.
-            yield from _SHORT_RUNS.findall(text)
-        elif text:
-            yield text
+        # The trainer's time grows with the square of a word's length, and a text without blanks is one word.
+        yield from _LONG_RUN.sub(r"\g<0>\0", text).split("\0")
         if limit is not None and seen >= limit:
             return
