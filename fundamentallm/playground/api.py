@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
+from gradio.events import api as register
 
 from fundamentallm.config import DataConfig
 from fundamentallm.data.statistics import describe
@@ -126,4 +127,4 @@ def build(context: PlaygroundContext) -> None:
         endpoints.evaluate: (2, "evaluating"),
     }
     for endpoint, (limit, group) in limits.items():
-        gr.api(endpoint, concurrency_limit=limit, concurrency_id=group)
+        register(endpoint, concurrency_limit=limit, concurrency_id=group)

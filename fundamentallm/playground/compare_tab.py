@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import gradio as gr
 
 from fundamentallm.config import Config, GenerationConfig
 from fundamentallm.errors import FundamentaLLMError, GenerationError
 from fundamentallm.language_model import LanguageModel
-from fundamentallm.playground.errors import shown_to_the_user
 from fundamentallm.playground.model_cache import MODELS
 from fundamentallm.playground.panels import notices, panel
 from fundamentallm.playground.settings import PlaygroundContext, PlaygroundSettings, Visitor
@@ -69,21 +69,7 @@ def unknown_note(model: LanguageModel, prompt: str) -> str:
 
 def build(context: PlaygroundContext) -> None:
     """Lay the tab out and connect it."""
-    cap = context.settings.limits.generated_tokens or 2_000
-    prompt = gr.Textbox(
-        _FIRST_PROMPT,
-        label="Prompt",
-        info="The model goes on from here; it may be empty.",
-        lines=2,
-        max_lines=8,
-        elem_id="compare-prompt",
-    )
-    with gr.Row(elem_classes="fl-knobs"):
-        temperature = gr.Slider(0.1, 2.0, 0.8, step=0.05, label="Temperature", min_width=200)
-        top_k = gr.Slider(1, 100, 5, step=1, label="Top-k: k", min_width=200)
-        top_p = gr.Slider(0.05, 1.0, 0.9, step=0.05, label="Top-p: p", min_width=200)
-        length = gr.Slider(10, cap, min(200, cap), step=10, label="Length in tokens", min_width=200)
-        seed = gr.Number(1, label="Seed", precision=0, minimum=0, min_width=120)
+    prompt, temperature, top_k, top_p, length, seed = _form(context.settings.limits.generated_tokens or 2_000)
     with gr.Row(elem_classes="fl-actions"):
         write = gr.Button("Write side by side", variant="primary", scale=2, elem_id="compare-write")
         again = gr.Button("Another seed", scale=1, elem_id="compare-again")
@@ -105,25 +91,23 @@ def build(context: PlaygroundContext) -> None:
         seed: int | None,
         request: gr.Request,
     ) -> Iterator[list[object]]:
-        with shown_to_the_user():
+        try:
             model = MODELS.load(settings.model_path(run_id, Visitor.of(secret, request)))
             prompt = checked_prompt(prompt)
             wanted = column_settings(settings, length, temperature, top_k, top_p, seed)
             note = unknown_note(model, prompt)
+            busy = [gr.update(interactive=False), gr.update(visible=True)]
             comparison = Comparison(prompt, wanted)
-            yield [
-                comparison.view("running"),
-                notices(note) if note else notices(),
-                gr.update(interactive=False),
-                gr.update(visible=True),
-            ]
+            yield [comparison.view("running"), notices(note) if note else notices(), *busy]
             last = time.monotonic()
             for pieces in model.compare(prompt, wanted, seed=seed):
                 comparison.add(pieces)
                 if time.monotonic() - last >= _SECONDS_BETWEEN_UPDATES:
-                    yield [comparison.view("running"), gr.skip(), gr.skip(), gr.skip()]
+                    yield [comparison.view("running"), *[gr.skip()] * 3]
                     last = time.monotonic()
-            yield [comparison.view("done"), gr.skip(), gr.update(interactive=True), gr.update(visible=False)]
+            yield [comparison.view("done"), gr.skip(), *_idle()]
+        except FundamentaLLMError as error:
+            yield [gr.skip(), notices(str(error), kind="error"), *_idle()]
 
     def next_tokens(
         run_id: str,
@@ -143,7 +127,7 @@ def build(context: PlaygroundContext) -> None:
     knobs = [temperature, top_k, top_p]
     inputs = [context.run_selector, context.visitor_secret, prompt, length, *knobs, seed]
     outputs = [columns, warnings, write, stop]
-    streams = []
+    streams: list[Any] = []
     for trigger in (write.click, prompt.submit):
         streams.append(
             trigger(
@@ -172,10 +156,10 @@ def build(context: PlaygroundContext) -> None:
             api_visibility="private",
         )
     )
-    # A failed stream leaves the buttons as they were while it ran.
+    # A crash leaves the buttons as they were while it ran.
     for event in streams:
         event.failure(
-            lambda: (gr.update(interactive=True), gr.update(visible=False)),
+            _idle,
             None,
             [write, stop],
             queue=False,
@@ -204,6 +188,24 @@ def build(context: PlaygroundContext) -> None:
         concurrency_id="next token",
         api_visibility="private",
     )
+
+
+def _form(cap: int) -> tuple[gr.Textbox, gr.Slider, gr.Slider, gr.Slider, gr.Slider, gr.Number]:
+    prompt = gr.Textbox(
+        _FIRST_PROMPT,
+        label="Prompt",
+        info="The model goes on from here; it may be empty.",
+        lines=2,
+        max_lines=8,
+        elem_id="compare-prompt",
+    )
+    with gr.Row(elem_classes="fl-knobs"):
+        temperature = gr.Slider(0.1, 2.0, 0.8, step=0.05, label="Temperature", min_width=200)
+        top_k = gr.Slider(1, 100, 5, step=1, label="Top-k: k", min_width=200)
+        top_p = gr.Slider(0.05, 1.0, 0.9, step=0.05, label="Top-p: p", min_width=200)
+        length = gr.Slider(10, cap, min(200, cap), step=10, label="Length in tokens", min_width=200)
+        seed = gr.Number(1, label="Seed", precision=0, minimum=0, min_width=120)
+    return prompt, temperature, top_k, top_p, length, seed
 
 
 class Comparison:
@@ -268,7 +270,7 @@ def next_token_view(
         kept = [["greedy", rank == 0], [f"top {top_k}", rank < top_k], [f"p {top_p:g}", before < top_p]]
         tokens.append(
             {
-                "shown": _shown_token(model.tokenizer.token_text(token)),
+                "shown": model.tokenizer.token_text(token),
                 "probability": probability,
                 "percent": f"{probability:.1%}",
                 "kept": kept,
@@ -279,10 +281,6 @@ def next_token_view(
     others = max(0, len(ranked) - _SHOWN_TOKENS)
     note = f"Probabilities at temperature {temperature:g}; the other {others:,} tokens share {rest:.1%}."
     return {"tokens": tokens, "note": note}
-
-
-def _shown_token(text: str) -> str:
-    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
 
 
 def _how(setting: GenerationConfig) -> str:
@@ -306,4 +304,8 @@ def _waiting() -> dict[str, object]:
 
 
 def _stopped(view: dict[str, object] | None) -> list[object]:
-    return [{**(view or {}), "state": "stopped"}, gr.update(interactive=True), gr.update(visible=False)]
+    return [{**(view or {}), "state": "stopped"}, *_idle()]
+
+
+def _idle() -> list[object]:
+    return [gr.update(interactive=True), gr.update(visible=False)]

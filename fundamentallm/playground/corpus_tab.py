@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 import gradio as gr
 
@@ -30,7 +31,7 @@ _VOCABULARY_CHARACTERS = 1_000_000
 _SHOWN_CHARACTERS = 900
 _SHOWN_ALPHABET = 240
 _COLOURS = 5
-_INVISIBLE = {" ": "␣", "\n": "⏎", "\t": "⇥", "\u00a0": "⍽"}
+_INVISIBLE = {" ": "·", "\n": "↵", "\t": "⇥"}
 
 
 def chosen_corpus(settings: PlaygroundSettings, source: str, text: str | None, files: Sequence[str] | None) -> Corpus:
@@ -48,7 +49,11 @@ def chosen_corpus(settings: PlaygroundSettings, source: str, text: str | None, f
     if source == SOURCE_UPLOAD:
         if not files:
             raise CorpusError("There is no file yet: choose one or more.")
-        return open_corpus(list(files), max_bytes=cap)
+        try:
+            return open_corpus(list(files), max_bytes=cap)
+        except CorpusError as error:
+            # The visitor knows the file by its name; where the server keeps it is nobody's business.
+            raise CorpusError(_without_folders(str(error), files)) from None
     # Never a path: only names that are on the list.
     if source not in BUILT_IN:
         raise CorpusError(f"There is no built-in text {source!r}: choose one of {', '.join(BUILT_IN)}.")
@@ -65,10 +70,21 @@ def build(context: PlaygroundContext) -> CorpusParts:
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             source = gr.Radio(
-                choices, value=FIRST_SOURCE, label="What should the model learn from?", elem_classes="fl-sources"
+                choices,
+                value=FIRST_SOURCE,
+                label="What should the model learn from?",
+                elem_classes="fl-sources",
+                elem_id="corpus-source",
             )
-            files = gr.File(file_count="multiple", label="Files", visible=False, height=160)
-            text = gr.Textbox(label="Text", lines=12, max_lines=24, visible=False, placeholder="Paste a text here.")
+            files = gr.File(file_count="multiple", label="Files", visible=False, height=160, elem_id="corpus-files")
+            text = gr.Textbox(
+                label="Text",
+                lines=12,
+                max_lines=24,
+                visible=False,
+                placeholder="Paste a text here.",
+                elem_id="corpus-text",
+            )
         with gr.Column(scale=7, min_width=340):
             warnings = panel("notices", elem_id="corpus-notices")
             report = panel("corpus", elem_id="corpus-report")
@@ -136,6 +152,12 @@ def build(context: PlaygroundContext) -> CorpusParts:
     return CorpusParts(source, text, files)
 
 
+def _without_folders(sentence: str, files: Sequence[str]) -> str:
+    for file in files:
+        sentence = sentence.replace(str(file), Path(file).name)
+    return sentence
+
+
 def report_of(statistics: CorpusStatistics) -> dict[str, object]:
     """What the report shows of a corpus; every value is text or a number, put on the page as text."""
     shares = [(character, count) for character, count in statistics.alphabet[:_SHOWN_ALPHABET]]
@@ -191,7 +213,7 @@ def token_view(corpus: Corpus, kind: str) -> dict[str, object]:
 
 
 def visible_character(character: str) -> str:
-    """A character as something one can see: ␣ for a space, U+200B for what has no shape."""
+    """A character as something one can see: · for a space, U+200B for what has no shape."""
     if character in _INVISIBLE:
         return _INVISIBLE[character]
     return character if character.isprintable() and not character.isspace() else f"U+{ord(character):04X}"

@@ -9,7 +9,6 @@ import gradio as gr
 
 from fundamentallm.data.corpus import read_text
 from fundamentallm.errors import FundamentaLLMError
-from fundamentallm.playground.errors import shown_to_the_user
 from fundamentallm.playground.measuring import (
     Progress,
     baselines_of,
@@ -73,22 +72,27 @@ def build(context: PlaygroundContext) -> None:
     def run(
         run_id: str, secret: str | None, source: str, text: str | None, file: str | None, request: gr.Request
     ) -> Iterator[list[object]]:
-        with shown_to_the_user():
+        try:
             chosen = None
             if source == PASTED:
                 chosen = text or ""
             elif source == UPLOADED:
                 chosen = read_text(file) if file else ""
             subject = subject_of(settings, run_id, Visitor.of(secret, request), chosen)
-            running = [gr.update(interactive=False), gr.update(visible=True)]
-            yield [{"progress": 0.0, "doing": "Starting"}, gr.skip(), *running]
+            yield [
+                {"progress": 0.0, "doing": "Starting"},
+                gr.skip(),
+                gr.update(interactive=False),
+                gr.update(visible=True),
+            ]
             for step in followed(lambda progress, cancelled: measure(subject, progress, cancelled)):
                 if isinstance(step, Progress):
                     yield [{"progress": step.share, "doing": step.doing}, *[gr.skip()] * 3]
-                    continue
-                about = "Measured on " + ("the held-out part of its corpus." if chosen is None else "your text.")
-                idle = [gr.update(interactive=True), gr.update(visible=False)]
-                yield [view(step, about), rungs(step), *idle]
+                else:
+                    about = "Measured on " + ("the held-out part of its corpus." if chosen is None else "your text.")
+                    yield [view(step, about), rungs(step), *_idle()]
+        except FundamentaLLMError as error:
+            yield [{"error": str(error)}, {}, *_idle()]
 
     source.change(
         lambda source: (gr.update(visible=source == PASTED), gr.update(visible=source == UPLOADED)),
@@ -121,12 +125,10 @@ def build(context: PlaygroundContext) -> None:
         concurrency_id="evaluating",
         api_visibility="private",
     )
-    reset = [{"empty": _EMPTY}, gr.update(interactive=True), gr.update(visible=False)]
-    event.failure(
-        lambda: reset, None, [numbers, start, stop], queue=False, show_progress="hidden", api_visibility="private"
-    )
+    # A crash leaves the buttons as they were while it ran.
+    event.failure(_idle, None, [start, stop], queue=False, show_progress="hidden", api_visibility="private")
     stop.click(
-        lambda: [{"empty": "Stopped. Press Measure to start again."}, *reset[1:]],
+        lambda: [{"empty": "Stopped. Press Measure to start again."}, *_idle()],
         None,
         [numbers, start, stop],
         cancels=[event],
@@ -134,6 +136,10 @@ def build(context: PlaygroundContext) -> None:
         show_progress="hidden",
         api_visibility="private",
     )
+
+
+def _idle() -> list[object]:
+    return [gr.update(interactive=True), gr.update(visible=False)]
 
 
 def _form() -> tuple[gr.Radio, gr.Textbox, gr.File, gr.Button, gr.Button]:
@@ -147,9 +153,10 @@ def _form() -> tuple[gr.Radio, gr.Textbox, gr.File, gr.Button, gr.Button]:
             value=HELD_OUT,
             label="Measure the model on",
             elem_classes="fl-sources",
+            elem_id="evaluate-source",
         )
         text = gr.Textbox(label="Text", lines=10, max_lines=20, visible=False, elem_id="evaluate-text")
-        file = gr.File(label="File", visible=False, height=140)
+        file = gr.File(label="File", visible=False, height=140, elem_id="evaluate-file")
         with gr.Row():
             start = gr.Button("Measure", variant="primary", elem_id="evaluate-start")
             stop = gr.Button("Stop", variant="stop", visible=False, elem_id="evaluate-stop")

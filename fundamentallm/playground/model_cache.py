@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
-from fundamentallm.language_model import LanguageModel
+from fundamentallm.language_model import LanguageModel, load
 
 _WEIGHTS = ("model.safetensors", "checkpoints/best/model.safetensors", "checkpoints/last/model.safetensors")
 
@@ -33,7 +33,7 @@ class ModelCache:
             stamp = _stamp(path)
             known = self._models.get(path)
             if known is None or known[0] != stamp:
-                known = (stamp, LanguageModel.from_checkpoint(path))
+                known = (stamp, load(path))
                 self._models[path] = known
             self._models.move_to_end(path)
             while len(self._models) > self._capacity:

@@ -14,6 +14,11 @@ whenever((value) => {
     measures.append(tiles(value.tiles), tiles(value.sizes));
     parts.push(measures);
   }
+  if (value.error) {
+    const box = make("div", "fl-notice fl-notice-error", value.error);
+    box.setAttribute("role", "alert");
+    parts.push(box);
+  }
   if (value.empty) parts.push(make("p", "fl-empty", value.empty));
   root.replaceChildren(...parts);
 });

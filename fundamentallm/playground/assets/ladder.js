@@ -2,7 +2,9 @@
 let drawn = [];
 const draw = () => {
   root.style.display = drawn.length ? "" : "none";
-  if (!drawn.length || typeof Plotly === "undefined") return;
+  root.style.height = 34 * drawn.length + 70 + "px";
+  // In a tab that is not open there is no width to draw in; the observer below comes back.
+  if (!drawn.length || !root.offsetWidth || typeof Plotly === "undefined") return;
   const style = getComputedStyle(element);
   const colour = (name) => style.getPropertyValue(name).trim();
   const fill = { model: colour("--fl-accent"), ngram: colour("--neutral-400"), compressor: colour("--neutral-500") };
@@ -23,7 +25,7 @@ const draw = () => {
     },
   };
   const layout = {
-    height: 34 * drawn.length + 70,
+    autosize: true,
     margin: { l: 8, r: 44, t: 6, b: 44 },
     bargap: 0.32,
     paper_bgcolor: "rgba(0,0,0,0)",
@@ -39,11 +41,15 @@ const draw = () => {
     yaxis: { autorange: "reversed", automargin: true, ticksuffix: "  ", fixedrange: true },
     hoverlabel: { bgcolor: colour("--background-fill-secondary"), font: { color: colour("--body-text-color") } },
   };
-  Plotly.react(root, [trace], layout, { displayModeBar: false, responsive: true });
+  Plotly.react(root, [trace], layout, { displayModeBar: false });
 };
 whenever((value) => {
   drawn = value.rungs || [];
   draw();
 });
 new MutationObserver(draw).observe(document.body, { attributes: true, attributeFilter: ["class"] });
-new ResizeObserver(() => drawn.length && root.offsetWidth && typeof Plotly !== "undefined" && Plotly.Plots.resize(root)).observe(element);
+let width = 0;
+new ResizeObserver(() => {
+  if (root.offsetWidth !== width) draw();
+  width = root.offsetWidth;
+}).observe(element);

@@ -3,7 +3,7 @@ whenever((value) => {
   const text = make("pre", "fl-tokens-text");
   text.tabIndex = 0;
   for (const [piece, colour, id] of value.tokens || []) {
-    const span = make("span", "fl-token fl-token-" + Number(colour), piece.replaceAll("\t", "⇥\t").replaceAll("\n", "⏎\n"));
+    const span = make("span", "fl-token fl-token-" + Number(colour), piece.replaceAll("↵", "↵\n"));
     span.title = "token " + id;
     text.append(span);
   }
