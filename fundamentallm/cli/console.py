@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-from fundamentallm.cli.output import duration, message_console, number, printable, write
+from fundamentallm.cli.output import duration, message_console, number, printable
 from fundamentallm.training.callbacks import (
     BaseCallback,
     CheckpointSaved,
@@ -29,7 +30,16 @@ _SAMPLE_CHARACTERS = 160  # about two lines of a terminal: enough to see it lear
 
 
 class TrainingDisplay(BaseCallback):
-    """A callback that is open while the training runs."""
+    """A callback that is open while the training runs.
+
+    Whoever looks may leave (``| head``), and the disk that holds the log may be full: then the display goes dark and
+    the training goes on.
+    """
+
+    def show(self, line: str, *, to_errors: bool = True) -> None:
+        """Print a line, if anybody still reads it."""
+        with suppress(OSError):
+            click.echo(line, err=to_errors)
 
     def close(self) -> None:
         """Leave the screen in order."""
@@ -46,11 +56,11 @@ class LogDisplay(TrainingDisplay):
         """Say once what goes on."""
         if event.description != self._working:
             self._working = event.description
-            click.echo(event.description, err=True)
+            self.show(event.description)
 
     def on_training_started(self, event: TrainingStarted) -> None:
         """Say what is trained on what."""
-        click.echo(_headline(event), err=True)
+        self.show(_headline(event))
 
     def on_step_logged(self, event: StepLogged) -> None:
         """Remember the point for the next line."""
@@ -64,11 +74,11 @@ class LogDisplay(TrainingDisplay):
         parts.append(f"validation loss {event.val_loss:.4f}{' (best)' if event.is_best else ''}")
         if self._last is not None:
             parts += _time_left(self._last)
-        click.echo(" · ".join(parts), err=True)
+        self.show(" · ".join(parts))
 
     def on_training_ended(self, event: TrainingEnded) -> None:
         """Say why it ended."""
-        click.echo(event.message, err=True)
+        self.show(event.message)
 
 
 class BarDisplay(TrainingDisplay):
@@ -77,10 +87,10 @@ class BarDisplay(TrainingDisplay):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             console=console,
             transient=True,
         )
@@ -128,33 +138,36 @@ class BarDisplay(TrainingDisplay):
 class JsonDisplay(TrainingDisplay):
     """One JSON object per event on standard output."""
 
+    def _print(self, name: str, event: Event) -> None:
+        self.show(json_line({"event": name} | asdict(event)), to_errors=False)
+
     def on_working(self, event: Working) -> None:
         """Print the event."""
-        _print_event("working", event)
+        self._print("working", event)
 
     def on_training_started(self, event: TrainingStarted) -> None:
         """Print the event."""
-        _print_event("training_started", event)
+        self._print("training_started", event)
 
     def on_step_logged(self, event: StepLogged) -> None:
         """Print the event."""
-        _print_event("step_logged", event)
+        self._print("step_logged", event)
 
     def on_evaluated(self, event: Evaluated) -> None:
         """Print the event."""
-        _print_event("evaluated", event)
+        self._print("evaluated", event)
 
     def on_sampled(self, event: Sampled) -> None:
         """Print the event."""
-        _print_event("sampled", event)
+        self._print("sampled", event)
 
     def on_checkpoint_saved(self, event: CheckpointSaved) -> None:
         """Print the event."""
-        _print_event("checkpoint_saved", event)
+        self._print("checkpoint_saved", event)
 
     def on_training_ended(self, event: TrainingEnded) -> None:
         """Print the event."""
-        _print_event("training_ended", event)
+        self._print("training_ended", event)
 
 
 def display(*, quiet: bool, as_json: bool) -> TrainingDisplay:
@@ -167,13 +180,9 @@ def display(*, quiet: bool, as_json: bool) -> TrainingDisplay:
     return BarDisplay(console) if console.is_terminal else LogDisplay()
 
 
-def print_json(values: dict[str, object]) -> None:
-    """Print one JSON object as a line of its own."""
-    write(json.dumps(values, ensure_ascii=False, default=_plain) + "\n")
-
-
-def _print_event(name: str, event: Event) -> None:
-    print_json({"event": name} | asdict(event))
+def json_line(values: dict[str, object]) -> str:
+    """One JSON object on one line."""
+    return json.dumps(values, ensure_ascii=False, default=_plain)
 
 
 def _plain(value: object) -> str:

@@ -84,7 +84,9 @@ def generate(
         Interactive(model, settings).run()
         return
     settings = with_seed(settings)
-    batch = [prompt for prompt in prompts or ("",) for _ in range(num_samples)]
+    # Bytes of the command line that are no text in this terminal's encoding become � like any other unseen character.
+    readable = [prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for prompt in prompts or ("",)]
+    batch = [prompt for prompt in readable for _ in range(num_samples)]
     for prompt in dict.fromkeys(batch):
         warn_about_unknown_characters(model, prompt)
     if len(batch) == 1 and not as_json:

@@ -5,6 +5,7 @@ At a terminal prompt_toolkit edits the line and remembers earlier ones; from a p
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from fundamentallm.errors import ConfigError, FundamentaLLMError, GenerationErro
 from fundamentallm.language_model import LanguageModel
 
 _STRATEGIES = ("greedy", "temperature", "top-k", "top-p")
+_SETTING = re.compile(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""")  # a word, in which quotes may hold blanks
 _HELP = (
     ("text", "what the model shall continue (// for a text that begins with /)"),
     ("/set temperature=0.7", "change a setting, or several; none takes one back"),
@@ -96,7 +98,7 @@ class Interactive:
 
     def _set(self, argument: str) -> None:
         changes = {}
-        for part in argument.split():
+        for part in _SETTING.findall(argument):
             name, separator, value = part.partition("=")
             if not separator or name not in GenerationConfig.model_fields:
                 known = ", ".join(GenerationConfig.model_fields)
@@ -154,8 +156,11 @@ def _lines() -> Iterator[str]:
         return
     # Imported here: it takes a third of a second, which a pipe need not wait for.
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
 
-    session: PromptSession[str] = PromptSession()
+    commands = sorted({usage.split()[0] for usage, _ in _HELP if usage.startswith("/")})
+    completer = WordCompleter(commands, sentence=True)
+    session: PromptSession[str] = PromptSession(completer=completer, complete_while_typing=False)
     while True:
         try:
             yield session.prompt("› ")

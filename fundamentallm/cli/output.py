@@ -70,8 +70,8 @@ def find_checkpoint(name: str) -> Path:
     # Imported here: the run directory needs psutil.
     from fundamentallm.runs.run_directory import DEFAULT_RUNS_DIRECTORY
 
-    by_name = DEFAULT_RUNS_DIRECTORY / name
-    return by_name if not Path(name).exists() and by_name.is_dir() else Path(name)
+    path, by_name = Path(name), DEFAULT_RUNS_DIRECTORY / name
+    return by_name if path.name == name and not path.exists() and by_name.is_dir() else path
 
 
 def load_model(name: str) -> LanguageModel:

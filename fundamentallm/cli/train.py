@@ -6,13 +6,12 @@ import shlex
 import shutil
 import sys
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from fundamentallm.cli.commands import debug_option
-from fundamentallm.cli.output import evaluation_table, warn, write, write_table
+from fundamentallm.cli.output import evaluation_table, find_checkpoint, warn, write, write_table
 from fundamentallm.config import Config, field_help, load_config
 from fundamentallm.errors import ConfigError, FundamentaLLMError
 
@@ -132,10 +131,9 @@ def _note_failure(run_dir: str, sentence: str) -> None:
 def _resumed(name: str, overrides: tuple[str, ...], training: dict[str, object]) -> tuple[RunDirectory, Config]:
     """The run called ``name``, and its settings with changes to the section ``training``."""
     # Imported here: it needs psutil.
-    from fundamentallm.runs.run_directory import DEFAULT_RUNS_DIRECTORY, RunDirectory
+    from fundamentallm.runs.run_directory import RunDirectory
 
-    by_name = RunDirectory(DEFAULT_RUNS_DIRECTORY / name)
-    run = by_name if not Path(name).exists() and by_name.exists else RunDirectory.open(name)
+    run = RunDirectory.open(find_checkpoint(name))
     config = load_config(file=run.config_path, overrides=overrides, values={"training": training}, environment=False)
     return run, config
 
@@ -143,7 +141,7 @@ def _resumed(name: str, overrides: tuple[str, ...], training: dict[str, object])
 def _run(config: Config, corpus: Corpus | None, run: RunDirectory, quiet: bool, as_json: bool) -> None:
     """Train in ``run``, from the start on ``corpus`` or, without one, from the last checkpoint."""
     # Imported here: torch takes seconds.
-    from fundamentallm.cli.console import display, print_json
+    from fundamentallm.cli.console import display, json_line
     from fundamentallm.training.session import run_training
 
     path = shlex.quote(str(run.path))
@@ -156,7 +154,8 @@ def _run(config: Config, corpus: Corpus | None, run: RunDirectory, quiet: bool, 
         raise
     status, evaluation = run.status(), run.evaluation()
     if as_json:
-        print_json({"event": "finished", "run": run.path, "state": status.state, "evaluation": evaluation})
+        finished = {"event": "finished", "run": run.path, "state": status.state, "evaluation": evaluation}
+        write(json_line(finished) + "\n")
     elif not quiet:
         if evaluation is not None:
             write_table(evaluation_table(evaluation, "On the held-out part"))

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 Tokens = npt.NDArray[np.integer[Any]]
 
 # A batch holds at most so many tokens, and its logits so many numbers (256 MB in float32): enough to keep a processor
-# busy, little enough to fit beside a training.
-_TOKENS_PER_BATCH = 16_384
+# busy, little enough to fit beside a training and, on a CPU, to answer a stop within a second or two.
+_TOKENS_PER_BATCH = {"cpu": 4096}
+_TOKENS_PER_BATCH_ELSEWHERE = 16_384
 _LOGITS_PER_BATCH = 1 << 26
 
 _IGNORED = -100  # cross_entropy's mark for a position that does not count
@@ -91,8 +92,8 @@ def evaluate(
 
     The first token has nothing before it, and no model of ours has seen a begin-of-text token, so it is predicted from
     ``previous_token``: the last training token when the text is the held-out part of a corpus. When there is none, it
-    is predicted from a newline, since a text starts as a line does; a vocabulary without a newline charges it
-    log(V), the price of guessing.
+    is predicted from the token that begins every text, where a vocabulary from elsewhere has one, or from a newline,
+    since a text starts as a line does; a vocabulary without a newline charges it log(V), the price of guessing.
 
     Args:
         model: Any model; it is left in the mode (training or not) it came in.
@@ -127,12 +128,12 @@ def evaluate(
         raise ConfigError(f"stride is {stride}, which cannot work: use 1 to {window}, the model's sequence_length.")
 
     if previous_token is None:
-        previous_token = _newline(tokenizer)
+        previous_token = tokenizer.prefix[-1] if tokenizer.prefix else _newline(tokenizer)
     loss_sum, correct, scored = (0.0, 0, 0) if previous_token is not None else (math.log(tokenizer.vocab_size), 0, 1)
     unknown = 0 if tokenizer.unk_id is None else int(np.count_nonzero(tokens == tokenizer.unk_id))
     source = _Predictions(tokens, previous_token)
     with _inference(model, precision) as run:
-        for batch in _sliding_windows(source, window, stride, batch_size or _batch_size(window, tokenizer.vocab_size)):
+        for batch in _sliding_windows(source, window, stride, batch_size or _batch_size(model, window)):
             if cancelled is not None and cancelled():
                 raise EvaluationStopped("The evaluation was stopped before it had read the whole text.")
             losses, hits = run(batch.inputs, batch.targets)
@@ -186,7 +187,7 @@ def evaluate_held_out(
 
 
 def mean_loss(
-    model: nn.Module,
+    model: BaseModel,
     tokens: Tokens,
     sequence_length: int,
     *,
@@ -218,7 +219,7 @@ def mean_loss(
     if max_tokens is not None and max_tokens < source.count:
         starts = np.linspace(0, source.count - window, max(1, max_tokens // window)).astype(np.int64)
     loss_sum, scored = 0.0, 0
-    batch_size = batch_size or _TOKENS_PER_BATCH // window or 1
+    batch_size = batch_size or _batch_size(model, window)
     with _inference(model, precision) as run:
         for first in range(0, len(starts), batch_size):
             batch = source.batch(starts[first : first + batch_size], window, window)
@@ -270,8 +271,11 @@ def _sliding_windows(source: _Predictions, window: int, stride: int, batch_size:
         yield source.batch(starts[first : first + batch_size], window, stride)
 
 
-def _batch_size(window: int, vocab_size: int) -> int:
-    return max(1, min(_TOKENS_PER_BATCH // window, _LOGITS_PER_BATCH // (window * vocab_size)))
+def _batch_size(model: BaseModel, window: int) -> int:
+    device, vocab_size = next(model.parameters()).device.type, model.config.vocab_size
+    assert vocab_size is not None
+    tokens = min(_TOKENS_PER_BATCH.get(device, _TOKENS_PER_BATCH_ELSEWHERE), _LOGITS_PER_BATCH // vocab_size)
+    return max(1, tokens // window)
 
 
 def _newline(tokenizer: BaseTokenizer) -> int | None:

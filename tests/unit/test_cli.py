@@ -255,7 +255,8 @@ def test_interactive_session_from_a_pipe(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [
         "/help", "once", "", "/set temperature=0.5 top_k=3", "/settings", "/set temperature=-1", "/set colour=red",
-        "/set", "/set top_k=none", "/settings", "/compare", "/compare ab", "//slash", "/history", "/save story.txt",
+        "/set", r"""/set top_k=none stop_sequences="\n the end" """, "/settings", "/compare", "/compare ab", "//slash",
+        "/history", "/save story.txt",
         "/save story.txt", "/save", "/dance", "/quit", "never",
     ]  # fmt: skip
     result = call("generate", checkpoint, "--interactive", "--seed", 1, input="\n".join(lines) + "\n")
@@ -265,6 +266,7 @@ def test_interactive_session_from_a_pipe(checkpoint, tmp_path, monkeypatch):
     assert re.search(r"temperature +0\.5", result.stdout)
     assert re.search(r"top_k +3[^0-9]", result.stdout)
     assert re.search(r"top_k +none", result.stdout)
+    assert r"('\n the end',)" in result.stdout
     assert "\n/slash" in result.stdout
     assert "never" not in result.stdout
     for strategy in ("greedy", "temperature", "top-k", "top-p"):

@@ -21,7 +21,7 @@ class Recorder(torch.nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.embedding = torch.nn.Embedding(VOCAB, VOCAB)
-        self.config = SimpleNamespace(sequence_length=sequence_length)
+        self.config = SimpleNamespace(sequence_length=sequence_length, vocab_size=VOCAB)
         self.largest = 0
 
     def forward(self, tokens):
@@ -32,10 +32,9 @@ class Recorder(torch.nn.Module):
         return 3 * embedded.cumsum(1) / torch.arange(1, tokens.shape[1] + 1)[:, None]
 
 
-def tokenizer(newline=NEWLINE):
-    return SimpleNamespace(
-        vocab_size=VOCAB, unk_id=UNKNOWN, encode=lambda text: np.array([newline] * len(text), np.uint32)
-    )
+def tokenizer(newline=NEWLINE, prefix=()):
+    encode = lambda text: np.array([newline] * len(text), np.uint32)  # noqa: E731
+    return SimpleNamespace(vocab_size=VOCAB, unk_id=UNKNOWN, prefix=prefix, encode=encode)
 
 
 def by_definition(model, tokens, first, stride):
@@ -83,9 +82,12 @@ def test_every_token_is_scored_once_as_defined(tokens, stride, previous, batch_s
 def test_a_vocabulary_without_newline_charges_the_first_token_a_guess():
     model = Recorder()
     ids = np.array([4, 5, 6])
-    for odd in (tokenizer(newline=UNKNOWN), SimpleNamespace(vocab_size=VOCAB, unk_id=None, encode=lambda text: [7, 8])):
+    in_two = SimpleNamespace(vocab_size=VOCAB, unk_id=None, prefix=(), encode=lambda text: [7, 8])
+    for odd in (tokenizer(newline=UNKNOWN), in_two):
         result = evaluate(model, odd, tokens=ids, characters=3, bytes=3)
         assert result.loss == pytest.approx(-np.mean(by_definition(model, ids, None, 4)), rel=1e-5)
+    foreign = evaluate(model, tokenizer(prefix=(9,)), tokens=ids, characters=3, bytes=3)
+    assert foreign.loss == pytest.approx(-np.mean(by_definition(model, ids, 9, 4)), rel=1e-5)
     alone = evaluate(model, tokenizer(newline=UNKNOWN), tokens=ids[:1], characters=1, bytes=1)
     assert alone.loss == pytest.approx(math.log(VOCAB))
 
@@ -121,7 +123,7 @@ def test_memory_does_not_grow_with_the_text():
     model = Recorder()
     ids = np.zeros(100_000, np.uint16)
     evaluate(model, tokenizer(), tokens=ids, characters=1, bytes=1)
-    assert model.largest <= 16_384
+    assert model.largest <= 4096
 
 
 def test_progress_and_stop():
