@@ -31,6 +31,7 @@ HEAD = (
     "%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'%3E%3Crect width='32' height='32' rx='8' "
     "fill='%230f6b66'/%3E%3Cpath d='M6 9c3 11 8 14 20 14' fill='none' stroke='white' stroke-width='3.5' "
     "stroke-linecap='round'/%3E%3C/svg%3E\">"
+    f"<script>{(ASSETS / 'page.js').read_text(encoding='utf-8')}</script>"
 )
 
 _PETROL = gr.themes.Color(
