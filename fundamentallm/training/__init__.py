@@ -1,7 +1,1 @@
-"""Training: the loop, what it steps with, and who is told."""
-
-from fundamentallm.training.callbacks import BaseCallback
-from fundamentallm.training.session import run_training
-from fundamentallm.training.trainer import Trainer
-
-__all__ = ["BaseCallback", "Trainer", "run_training"]
+"""Training: ``session.run_training`` is the one path, ``trainer.Trainer`` the loop, the rest what it steps with."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 
 import psutil
 import torch
@@ -63,10 +64,22 @@ def estimate(config: Config, vocab_size: int, steps: int = 3) -> Estimate:
     )
 
 
+@lru_cache(maxsize=32)
 def count_parameters(config: ModelConfig) -> int:
-    """The number of weights; a giant is counted without being built."""
-    with torch.device("meta"):
+    """The number of weights of a model. A transformer is counted without being built, however large it is."""
+    if config.architecture != "transformer":
         return build_model(config).num_parameters()
+    assert config.vocab_size is not None
+    width, bias = config.d_model, int(config.bias)
+    norm = 1 + (bias if config.norm == "layernorm" else 0)  # numbers per component
+    heads, queries = (config.num_heads + 2 * config.kv_heads) * config.head_width, config.num_heads * config.head_width
+    attention = (width + bias) * heads + (queries + bias) * width
+    attention += 2 * norm * config.head_width if config.qk_norm else 0
+    inside = (2 if config.activation == "swiglu" else 1) * config.ffn_width
+    feed_forward = (width + bias) * inside + (config.ffn_width + bias) * width
+    embedding = config.vocab_size * width * (1 if config.tie_embeddings else 2)
+    positions = config.sequence_length * width if config.pos_encoding == "learned" else 0
+    return embedding + positions + config.num_layers * (attention + feed_forward + 2 * norm * width) + norm * width
 
 
 def memory_bytes(config: Config) -> int:

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from fundamentallm.config import ModelConfig, TrainingConfig
+from fundamentallm.models import build_model
+from fundamentallm.training.optimizers import Muon, build_optimizers, orthogonalize
+
+SMALL = ModelConfig(vocab_size=11, d_model=16, num_heads=2, num_layers=2, sequence_length=8)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (16, 48), (48, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_orthogonalized_singular_values_are_near_one(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    matrices = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
+    result = orthogonalize(matrices, dtype=dtype).float()
+    values = torch.linalg.svdvals(result)
+    # A square random matrix has singular values near zero, which five iterations only bring on their way.
+    lowest = 0.6 if shape[0] != shape[1] else 0.0
+    assert values.max() < 1.3 and values.min() > lowest
+    assert (values - 1).abs().median() < 0.3
+
+
+def test_orthogonalizing_a_batch_equals_one_by_one() -> None:
+    matrices = torch.randn(4, 12, 20, generator=torch.Generator().manual_seed(1))
+    batch = orthogonalize(matrices)
+    single = torch.cat([orthogonalize(matrix[None]) for matrix in matrices])
+    torch.testing.assert_close(batch, single, rtol=1e-4, atol=1e-5)
+
+
+def test_orthogonalizing_keeps_the_singular_vectors() -> None:
+    left, _, right = torch.linalg.svd(torch.randn(10, 10, generator=torch.Generator().manual_seed(2)))
+    matrix = left @ torch.linspace(0.5, 1.0, 10).diag() @ right
+    inner = left.T @ orthogonalize(matrix[None])[0] @ right.T
+    assert (inner - inner.diagonal().diag()).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (16, 40), (40, 16)])
+def test_muon_equals_torchs_muon(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    start = torch.randn(shape, generator=generator)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    settings = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
+    optimizers = [Muon([ours], **settings), torch.optim.Muon([theirs], **settings, adjust_lr_fn="original")]
+    for _ in range(4):
+        gradient = torch.randn(shape, generator=generator)
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    # theirs computes in bfloat16, whose relative precision is 1/256, through five iterations
+    update = (theirs - start).detach()
+    assert (ours - theirs).norm() < 0.02 * update.norm()
+
+
+def test_muon_batches_shapes_and_skips_parameters_without_gradient() -> None:
+    matrices = [nn.Parameter(torch.randn(6, 6)) for _ in range(3)] + [nn.Parameter(torch.randn(4, 6))]
+    before = [matrix.detach().clone() for matrix in matrices]
+    for matrix in (matrices[0], matrices[2], matrices[3]):
+        matrix.grad = torch.randn_like(matrix)
+    Muon(matrices, lr=0.1).step()
+    assert [bool((a != b).any()) for a, b in zip(matrices, before, strict=True)] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw", "adam", "sgd"])
+def test_every_parameter_belongs_to_exactly_one_group(name: str) -> None:
+    model = build_model(SMALL)
+    optimizers = build_optimizers(model, TrainingConfig(optimizer=name))
+    found = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(found) == sorted(id(p) for p in model.parameters())
+    assert all(group["initial_lr"] == group["lr"] for o in optimizers for group in o.param_groups)
+
+
+def test_only_matrices_decay() -> None:
+    model = build_model(SMALL)
+    (adamw,) = build_optimizers(model, TrainingConfig(optimizer="adamw", weight_decay=0.1))
+    for group in adamw.param_groups:
+        assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] > 0}
+    muon, rest = build_optimizers(model, TrainingConfig(optimizer="muon", weight_decay=0.1))
+    assert {group["weight_decay"] for group in muon.param_groups} == {0.1}
+    assert {group["weight_decay"] for group in rest.param_groups} == {0.0}
+    assert any(p.ndim == 2 for group in rest.param_groups for p in group["params"])  # the embedding
+
+
+def test_a_model_without_blocks_trains_under_muon_by_adamw_alone() -> None:
+    optimizers = build_optimizers(build_model(ModelConfig(architecture="bigram", vocab_size=7)), TrainingConfig())
+    assert [type(optimizer) for optimizer in optimizers] == [torch.optim.AdamW]
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw", "adam", "sgd"])
+def test_state_survives_saving_with_weights_only(name: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(SMALL)
+    config = TrainingConfig(optimizer=name)
+    optimizers = build_optimizers(model, config)
+    tokens = torch.randint(11, (2, 8))
+
+    def step(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+        nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    step(model, optimizers)
+    file = io.BytesIO()
+    torch.save([optimizer.state_dict() for optimizer in optimizers], file)
+    twin = copy.deepcopy(model)
+    restored = build_optimizers(twin, config)
+    file.seek(0)
+    for optimizer, state in zip(restored, torch.load(file, weights_only=True), strict=True):
+        optimizer.load_state_dict(state)
+    step(model, optimizers)
+    step(twin, restored)
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
