@@ -1,0 +1,57 @@
+"""The notebooks in examples/ run from top to bottom, and are stored without output."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="notebooks are run by nbformat and nbclient: make install-dev")
+nbclient = pytest.importorskip("nbclient", reason="notebooks are run by nbformat and nbclient: make install-dev")
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+# Through the environment, so that the notebooks themselves stay as a learner runs them.
+TINY = {
+    "OMP_NUM_THREADS": "1",
+    "FUNDAMENTALLM_MODEL__D_MODEL": "64",
+    "FUNDAMENTALLM_MODEL__NUM_LAYERS": "1",
+    "FUNDAMENTALLM_TRAINING__MAX_STEPS": "20",
+    "FUNDAMENTALLM_TRAINING__EVAL_EVERY_N_STEPS": "10",
+    "FUNDAMENTALLM_TRAINING__EVAL_TOKENS": "2048",
+}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(EXAMPLES / "tiny-checkpoint", tmp_path / "tiny-checkpoint")
+    for name, value in TINY.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+    assert shown(notebook), "a notebook shows at least one chart"
+
+
+def shown(notebook: Any) -> list[Any]:
+    kind = "application/vnd.plotly.v1+json"
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [output for output in outputs if kind in output.get("data", {})]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_stored_without_output(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        assert not cell.get("outputs") and cell.get("execution_count") is None
+    assert notebook.cells[0].cell_type == "markdown"
+
+
+def test_there_are_notebooks() -> None:
+    assert len(NOTEBOOKS) >= 3
