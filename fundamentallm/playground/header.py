@@ -147,7 +147,7 @@ def selector_choices(runs: Sequence[RunDirectory]) -> list[list[str]]:
     """Label and value of every run, and of the bundled model."""
     choices = [[run_label(run), run.id] for run in runs]
     if bundled_checkpoint() is not None:
-        choices.append(["Tiny model (comes with FundamentaLLM)", BUNDLED_ID])
+        choices.append(["Tiny model (bundled)", BUNDLED_ID])
     return choices or [["No run yet", NO_RUN]]
 
 

@@ -148,6 +148,7 @@ def build_theme() -> gr.themes.Base:
         panel_background_fill_dark="transparent",
         input_background_fill="#fffefb",
         input_background_fill_dark="*neutral_950",
+        input_border_width="1px",
         input_border_color="*neutral_300",
         input_border_color_dark="#4a453c",
         input_border_color_focus="*primary_500",

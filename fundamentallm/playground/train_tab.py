@@ -39,7 +39,7 @@ _SHOW_LIVE = """() => {
     if (live && live.getBoundingClientRect().top > window.innerHeight * 0.7)
         live.scrollIntoView({behavior: "smooth", block: "start"});
 }"""
-_EMPTY_HINT = "Press the button: the loss curve and what the model writes appear here while it learns."
+_EMPTY_HINT = "Press the button: the loss curve, and what the model writes while it learns, appear here."
 
 
 @dataclass(frozen=True)
@@ -202,8 +202,7 @@ def _wire_training(
 
     def target(run_id: str | None, secret_value: str | None, request: gr.Request) -> str:
         if not run_id or run_id == BUNDLED_ID:
-            title = "The tiny model is trained already" if run_id else "No training yet"
-            return json.dumps({"run": None, "title": title, "hint": _EMPTY_HINT})
+            return json.dumps({"run": None, "title": "Watch a model learn", "hint": _EMPTY_HINT})
         with shown_to_the_user():
             run = settings.open_run(run_id, Visitor.of(secret_value, request))
         return json.dumps(

@@ -120,6 +120,7 @@ def public_server(tmp_path_factory) -> Iterator[Server]:
 def browser():
     """A headless Chromium; the tests that need one skip where none is installed."""
     playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    playwright_api.expect.set_options(timeout=20_000)  # a machine that trains beside the test is slow
     with playwright_api.sync_playwright() as playwright:
         names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
         found = next((path for path in map(shutil.which, names) if path), None)

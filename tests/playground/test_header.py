@@ -65,6 +65,7 @@ def test_the_page_is_usable_by_keyboard(page):
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     expect(page.get_by_role("tab", name="Train")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("#command textarea")).to_have_value(re.compile("--minutes 1"))
     page.locator("#time input").nth(1).focus()
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#start")).to_have_text("Train small on Tiny Tales for 30 s")

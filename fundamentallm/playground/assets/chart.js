@@ -194,7 +194,7 @@
       step.className = "fl-sample-step";
       step.textContent = `step ${Number(sample.step).toLocaleString("en")}`;
       const text = document.createElement("p");
-      const written = String(sample.text);
+      const written = sample.prompt ? String(sample.text) : String(sample.text).replace(/^\n+/, "");
       if (sample.prompt) {
         const prompt = document.createElement("mark");
         prompt.textContent = sample.prompt;
@@ -295,11 +295,12 @@
   switches.earlier.addEventListener("change", () => drawn && drawEarlier());
   document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && schedule(0));
   new MutationObserver(() => drawn && draw()).observe(document.body, { attributes: true, attributeFilter: ["class"] });
-  new ResizeObserver(() => {
+  const sizes = new ResizeObserver(() => {
     const width = find(".fl-live").offsetWidth;
     if (width) find(".fl-live").classList.toggle("fl-wide", width >= 960);
     if (drawn && loss.offsetParent !== null) for (const chart of [loss, rate, speed]) Plotly.Plots.resize(chart);
-  }).observe(element);
+  });
+  for (const part of [element, loss, rate]) sizes.observe(part);
   watch("value", retarget);
   retarget();
 })();
