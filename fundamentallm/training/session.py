@@ -19,7 +19,7 @@ from fundamentallm.devices import resolve_device
 from fundamentallm.errors import FundamentaLLMError, RunError, TrainingError
 from fundamentallm.evaluation.evaluator import EvaluationStopped, evaluate_held_out
 from fundamentallm.models import build_model
-from fundamentallm.runs import RunDirectory, RunStatus
+from fundamentallm.runs import RunDirectory, RunState, RunStatus
 from fundamentallm.runs.heartbeat import StatusWriter
 from fundamentallm.training.callbacks import BaseCallback, RunRecorder, TrainingEnded, Working, notify
 from fundamentallm.training.estimate import require_memory
@@ -62,15 +62,15 @@ def run_training(
         run.remove_leftovers()
         stop = StopFlag(run)
         status = _first_status(run, config, resume)
-        with StatusWriter(run, status) as writer, _accounting(run, writer), stop_on_signals(stop):
+        with StatusWriter(run, status) as writer, _accounting(run, writer, resume), stop_on_signals(stop):
             listeners = (RunRecorder(run, writer), *callbacks)
             if resume:
                 _require_same_model(config, run)
-                run.evaluation_path.unlink(missing_ok=True)
             data = _prepared(config, corpus, run, listeners, stop, tokenizer, resume)
             config = config.with_values(model={"vocab_size": data.tokenizer.vocab_size})
-            run.write_config(config)
             trainer = _trainer(config, data, run, listeners, stop)
+            run.write_config(config)
+            run.evaluation_path.unlink(missing_ok=True)  # of what the model was before it went on
             ended = trainer.train()
             checkpoint = load_checkpoint(run.checkpoint("best"), trainer.device)
             if ended.reason != "stopped":
@@ -178,7 +178,7 @@ def _final_progress(ended: TrainingEnded) -> dict[str, Any]:
 
 
 @contextmanager
-def _accounting(run: RunDirectory, writer: StatusWriter) -> Iterator[None]:
+def _accounting(run: RunDirectory, writer: StatusWriter, resume: bool) -> Iterator[None]:
     """Whatever ends a training, the status says so in one sentence."""
     try:
         yield
@@ -186,7 +186,8 @@ def _accounting(run: RunDirectory, writer: StatusWriter) -> Iterator[None]:
         writer.update(state="stopped", message=str(error))
         raise
     except FundamentaLLMError as error:
-        writer.update(state="failed", message=str(error))
+        refused = resume and run.has_checkpoint and writer.status.state == "starting"
+        writer.update(state=_state_at_rest(run) if refused else "failed", message=str(error))
         raise
     except KeyboardInterrupt:
         writer.update(state="stopped", message=f"Interrupted at step {writer.status.step}{_way_on(run)}")
@@ -199,6 +200,11 @@ def _accounting(run: RunDirectory, writer: StatusWriter) -> Iterator[None]:
             raise
         writer.update(state="failed", message=sentence + _way_on(run))
         raise TrainingError(sentence + _way_on(run)) from error
+
+
+def _state_at_rest(run: RunDirectory) -> RunState:
+    """What a run with checkpoints is while nobody trains it: a refused resume takes nothing away from it."""
+    return "finished" if run.evaluation_path.exists() else "stopped"
 
 
 def _sentence_for(error: BaseException) -> str | None:
