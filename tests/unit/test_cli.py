@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -308,7 +309,9 @@ def test_ctrl_c_while_writing_without_session_exits_as_shells_expect(checkpoint,
 
 def test_playground_gets_its_options(monkeypatch):
     calls = []
-    monkeypatch.setattr("fundamentallm.playground.page.launch", lambda *arguments: calls.append(arguments))
+    # In place of the real page, whose import takes seconds.
+    page = SimpleNamespace(launch=lambda *arguments: calls.append(arguments))
+    monkeypatch.setitem(sys.modules, "fundamentallm.playground.page", page)
     assert call("playground").exit_code == 0
     assert call("playground", "--host", "0.0.0.0", "--port", 8000, "--runs-dir", "r", "--public").exit_code == 0
     assert calls == [("127.0.0.1", None, None, None), ("0.0.0.0", 8000, Path("r"), True)]

@@ -44,6 +44,13 @@ def call(*arguments, directory, check=0, **options):
     return result
 
 
+def call_here(*arguments, check=0):
+    """The same within this process, which need not load torch again."""
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert result.exit_code == check, result.output
+    return result
+
+
 def start(*arguments, directory, **options):
     return subprocess.Popen([*COMMAND, *map(str, arguments)], cwd=directory, env=ENVIRONMENT, text=True, **options)
 
@@ -75,32 +82,31 @@ def test_training_tells_its_story_in_lines(home, run):
     assert f"fundamentallm generate runs/{run.name}" in shown
 
 
-def test_then_generate_evaluate_info_runs(home, run, monkeypatch):
-    text = call("generate", run, "--prompt", "the", "--max-tokens", 20, "--seed", 1, directory=home).stdout
-    assert text.startswith("the")
+def test_then_evaluate_generate_info_runs(home, run, monkeypatch):
     numbers = json.loads(call("evaluate", run, "--json", directory=home).stdout)
     assert numbers["characters"] == 480
     stored = json.loads((run / "evaluation.json").read_text())
     assert numbers["loss"] == pytest.approx(stored["loss"], rel=1e-5)
     monkeypatch.chdir(home)
-    by_name = CliRunner().invoke(cli, ["generate", run.name, "--prompt", "the", "--max-tokens", "20", "--seed", "1"])
-    assert by_name.stdout == text
-    assert "Best validation loss" in CliRunner().invoke(cli, ["info", run.name]).stdout
-    listed = CliRunner().invoke(cli, ["runs"]).stdout
+    settings = ["--prompt", "the", "--max-tokens", "20", "--seed", "1"]
+    text = call_here("generate", run, *settings).stdout
+    assert text.startswith("the")
+    assert call_here("generate", run.name, *settings).stdout == text
+    assert "Best validation loss" in call_here("info", run.name).stdout
+    listed = call_here("runs").stdout
     assert run.name in listed
     assert "finished" in listed
 
 
 def test_resume_goes_on_with_more_steps(home, run, monkeypatch):
-    result = call("train", "--resume", run, "--max-steps", 30, directory=home)
+    monkeypatch.chdir(home)
+    result = call_here("train", "--resume", run.name, "--max-steps", 30)
     assert "Resuming at step 20" in result.stderr
     assert len(list((home / "runs").iterdir())) == 1
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["step"]) == ("finished", 30)
-    monkeypatch.chdir(home)
-    for wrong in (("--set", "model.num_layers=2"), ("--max-steps", "30")):
-        refused = CliRunner().invoke(cli, ["train", "--resume", run.name, *wrong])
-        assert refused.exit_code == 2
+    for wrong in (("--set", "model.num_layers=2"), ("--max-steps", 30)):
+        refused = call_here("train", "--resume", run.name, *wrong, check=2)
         assert len(refused.stderr.splitlines()) == 1
 
 
