@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,18 @@ from fundamentallm.models.interchange import (
     model_config,
     transformers_config,
 )
-from fundamentallm.runs.files import flush_to_disk, remove_tree, rename_into_place, temporary_name, write_atomically
+from fundamentallm.runs.files import (
+    flush_to_disk,
+    read_json,
+    remove_tree,
+    rename_into_place,
+    temporary_name,
+    write_atomically,
+)
 from fundamentallm.runs.run_directory import RunDirectory, checkpoint_step
 
 WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 TRAINER_STATE_FILE = "trainer_state.pt"
 _FORMAT = "fundamentallm"
 _HEAD = "head.weight"
@@ -154,19 +162,42 @@ def _load_from_run(run: RunDirectory, device: str | torch.device) -> Checkpoint:
 
 def _load_folder(folder: Path, device: str | torch.device) -> Checkpoint:
     folder = folder.resolve()  # `best` may point elsewhere before the last file is read
-    weights_path = folder / WEIGHTS_FILE
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{str(folder)!r} is no checkpoint folder: it has no config.json.")
-    if not weights_path.is_file():
-        raise CheckpointError(f"The checkpoint {str(folder)!r} is incomplete: it has no {WEIGHTS_FILE}.")
-    config = _folder_config(folder)
+    weights_path = _weights_path(folder)
+    config = folder_config(folder)
     tokenizer = load_tokenizer(folder)
-    weights, metadata = _read_safetensors(weights_path)
+    if not (folder / "config.yaml").is_file():
+        config = config.with_values(data={"source": (), "tokenizer": tokenizer.name})
+    weights, metadata = (
+        _read_safetensors(weights_path) if weights_path.suffix != ".json" else _read_shards(weights_path)
+    )
     model = _model_from(config, tokenizer, _imported(weights, config.model, weights_path), weights_path)
     return Checkpoint(model.to(device), tokenizer, config, folder, _step(metadata, folder))
 
 
-def _folder_config(folder: Path) -> Config:
+def _weights_path(folder: Path) -> Path:
+    """The file with the weights, or the index of several."""
+    for name in (WEIGHTS_FILE, INDEX_FILE):
+        if (folder / name).is_file():
+            return folder / name
+    pickled = next(
+        (path.name for pattern in ("*.bin", "*.pth", "*.h5", "*.msgpack") for path in folder.glob(pattern)), None
+    )
+    if pickled is not None:
+        raise CheckpointError(
+            f"The weights in {str(folder)!r} are in {pickled}, a format that can run code or that is not read here: "
+            f"convert them to {WEIGHTS_FILE}."
+        )
+    raise CheckpointError(f"The checkpoint {str(folder)!r} is incomplete: it has no {WEIGHTS_FILE}.")
+
+
+def folder_config(folder: Path) -> Config:
+    """The configuration of a checkpoint folder, from our ``config.yaml`` or from the ``config.json`` of somebody else.
+
+    Raises:
+        CheckpointError: The file is damaged, or describes a model that ours cannot be; in one sentence.
+    """
     if (folder / "config.yaml").is_file():
         try:
             return load_config(file=folder / "config.yaml", environment=False)
@@ -178,7 +209,20 @@ def _folder_config(folder: Path) -> Config:
         values = None
     if not isinstance(values, dict):
         raise CheckpointError(f"The config.json of {str(folder)!r} is damaged.")
-    return Config(model=model_config(values))
+    generation = _generation_defaults(read_json(folder / "generation_config.json") or {})
+    return Config(model=model_config(values), generation=generation)
+
+
+def _generation_defaults(values: Mapping[str, Any]) -> GenerationConfig:
+    """How the makers of a model recommend to draw from it, where our samplers can."""
+    fields = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    given = (
+        {field: values[field] for field in fields if values.get(field) is not None} if values.get("do_sample") else {}
+    )
+    try:
+        return GenerationConfig.model_validate({field: value or None for field, value in given.items()})
+    except ValueError:
+        return GenerationConfig()
 
 
 def _load_safetensors_file(path: Path, device: str | torch.device) -> Checkpoint:
@@ -227,6 +271,19 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"The weights in {str(path)!r} are damaged or incomplete.") from None
 
 
+def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights that are spread over several files, as the index lists them."""
+    names = (read_json(index) or {}).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):
+        raise CheckpointError(f"{str(index)!r} is damaged.")
+    weights: dict[str, Tensor] = {}
+    for name in sorted(set(names.values())):
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"The checkpoint {str(index.parent)!r} is incomplete: it has no {name}.")
+        weights |= _read_safetensors(index.parent / name)[0]
+    return weights, {}
+
+
 def _parsed_config(text: str, path: Path) -> Config:
     try:
         tree = yaml.safe_load(text)
@@ -261,8 +318,9 @@ def _model_from(config: Config, tokenizer: BaseTokenizer, weights: Mapping[str, 
     except FundamentaLLMError as error:
         raise CheckpointError(f"The model in {str(path)!r} cannot be built: {error}") from None
     except (RuntimeError, KeyError, AttributeError) as error:
-        first = " ".join(str(error).split(":", 1)[-1].split())[:200]
-        raise CheckpointError(f"The weights in {str(path)!r} do not fit the model they belong to: {first}") from None
+        # torch's first line names the class; what follows says what is missing or of another shape.
+        reason = " ".join(str(error).split(":", 1)[-1].split())[:200].rstrip(".")
+        raise CheckpointError(f"The weights in {str(path)!r} do not fit the model they belong to: {reason}.") from None
     return model.eval()
 
 
@@ -310,14 +368,15 @@ def _saving(target: Path) -> Iterator[Path]:
     if target.is_symlink():
         target = target.resolve()
     temporary = temporary_name(target)
-    remove_tree(temporary)
     try:
+        remove_tree(temporary)
         yield temporary
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = _no_room(error, target) or " ".join(str(error).split())
         raise CheckpointError(f"{target.name} could not be saved: {reason}.") from error
     finally:
-        remove_tree(temporary)
+        with suppress(OSError):
+            remove_tree(temporary)
 
 
 def _no_room(error: Exception, target: Path) -> str | None:
