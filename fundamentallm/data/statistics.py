@@ -69,6 +69,7 @@ def describe(corpus: Corpus, config: DataConfig | None = None, sequence_length: 
     pieces: list[str] = []
     length = size = words = 0
     rest = ""
+    inside_word = False
     complete = True
     for piece in corpus.chunks():
         if length >= EXAMINED_CHARACTERS:
@@ -77,18 +78,15 @@ def describe(corpus: Corpus, config: DataConfig | None = None, sequence_length: 
         length += len(piece)
         size += len(piece.encode("utf-8"))
         characters.update(piece)
-        # A word or line that goes on in the next piece is counted there.
-        text = rest + piece
-        end = text.rfind("\n") + 1
-        if not end and len(text) > len(piece):
-            end = len(text)
-        words += len(text[:end].split())
-        lines.update(text[:end].splitlines())
-        rest = text[end:]
+        words += len(piece.split())
+        if inside_word and not piece[0].isspace():
+            words -= 1  # it began in the piece before
+        inside_word = not piece[-1].isspace()
+        *whole_lines, rest = (rest + piece).split("\n")
+        lines.update(whole_lines)
         if sum(map(len, pieces)) < PREVIEW_CHARACTERS:
             pieces.append(piece[:PREVIEW_CHARACTERS])
-    words += len(rest.split())
-    lines.update(rest.splitlines())
+    lines.update([rest] if rest else [])
     train_characters = int(length * config.train_split)
     statistics = CorpusStatistics(
         characters=length,
@@ -114,8 +112,8 @@ def needed_characters(sequence_length: int, train_split: float) -> int:
         train_split: Share of the text that is trained on.
     """
     window = sequence_length + 1
-    needed = math.ceil(window / min(train_split, 1 - train_split))
-    # The training part is rounded down, so the estimate may be off by a character or two.
+    # The training part is rounded down, so the exact answer lies between T and T + 1 over the smaller share.
+    needed = math.floor(sequence_length / min(train_split, 1 - train_split))
     while min(int(needed * train_split), needed - int(needed * train_split)) < window:
         needed += 1
     return needed
