@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
-from fundamentallm.evaluation.baselines import Baseline, ladder
-from fundamentallm.evaluation.evaluator import Evaluation, EvaluationStopped, evaluate, mean_loss
+from fundamentallm.evaluation.baselines import Baseline, NGram, ladder
+from fundamentallm.evaluation.evaluator import (
+    Evaluation,
+    EvaluationStopped,
+    evaluate,
+    evaluate_held_out,
+    mean_loss,
+)
 from fundamentallm.evaluation.memorization import Span, copied_spans
 
-__all__ = ["Baseline", "Evaluation", "EvaluationStopped", "Span", "copied_spans", "evaluate", "ladder", "mean_loss"]
+__all__ = [
+    "Baseline",
+    "Evaluation",
+    "EvaluationStopped",
+    "NGram",
+    "Span",
+    "copied_spans",
+    "evaluate",
+    "evaluate_held_out",
+    "ladder",
+    "mean_loss",
+]
