@@ -9,7 +9,8 @@ from __future__ import annotations
 import shlex
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ import yaml
 
 from fundamentallm.config import Config, load_config
 from fundamentallm.data.corpus import Corpus
-from fundamentallm.errors import ConfigError, FundamentaLLMError, RunError
+from fundamentallm.data.file_formats import well_formed
+from fundamentallm.data.statistics import needed_characters, too_short
+from fundamentallm.errors import ConfigError, CorpusError, RunError
 from fundamentallm.playground.corpus_tab import chosen_corpus
 from fundamentallm.playground.settings import SOURCE_PASTE, SOURCE_UPLOAD, PlaygroundSettings, Visitor, running
 from fundamentallm.playground.train_form import FIELDS, corpus_title
@@ -76,9 +79,10 @@ def start_training(
     """
     config = resolve(settings, preset, minutes, overrides or {})
     corpus = chosen_corpus(settings, source, text, files)
+    _check_length(corpus, config)
     _check_model_size(settings, config, _vocabulary_size(corpus, config))
     _require_owner(settings, visitor)
-    with _starting:
+    with _starting, _writable():
         _check_running(settings, visitor)
         shown = _arguments(_shown_sources(source, files), preset, minutes, overrides or {})
         name = source if source not in (SOURCE_PASTE, SOURCE_UPLOAD) else Path(corpus_title(source, files)).stem
@@ -88,6 +92,7 @@ def start_training(
         try:
             settings.claim(run, visitor)
             sources = _kept_sources(run, source, text, files)
+            run.write_config(config.with_values(data={"source": sources}))
             launcher.start(_arguments(sources, preset, minutes, overrides or {}), run)
         except BaseException:
             shutil.rmtree(run.path, ignore_errors=True)
@@ -173,9 +178,12 @@ def measure(
     """
     config = resolve(settings, preset, minutes, overrides)
     try:
-        vocabulary = _vocabulary_size(chosen_corpus(settings, source, text, files), config)
-    except FundamentaLLMError:
+        corpus = chosen_corpus(settings, source, text, files)
+    except CorpusError:
         vocabulary = 100  # No text chosen yet: about an alphabet.
+    else:
+        _check_length(corpus, config)
+        vocabulary = _vocabulary_size(corpus, config)
     _check_model_size(settings, config, vocabulary)
     busy = any(running(list_runs(settings.runs_directory)))
     result = _measured(config.to_yaml(), vocabulary, busy)
@@ -218,6 +226,25 @@ def _vocabulary_size(corpus: Corpus, config: Config) -> int:
     if config.data.tokenizer == "bpe":
         return config.data.vocab_size
     return len(set(corpus.read(_SAMPLE_CHARACTERS))) + 4  # and the special tokens
+
+
+@contextmanager
+def _writable() -> Iterator[None]:
+    """A full disk, or one that may not be written, is said in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"The run cannot be written: {(error.strerror or str(error)).lower()}.") from None
+
+
+def _check_length(corpus: Corpus, config: Config) -> None:
+    """Refuse at once what the trainer would refuse after its start."""
+    context = config.model.sequence_length
+    needed = needed_characters(context, config.data.train_split)
+    beginning = corpus.read(needed)
+    length = len(beginning) if config.data.tokenizer == "character" else len(beginning.encode("utf-8", "replace"))
+    if length < needed:
+        raise CorpusError(too_short(len(beginning), needed, context))
 
 
 def _check_model_size(settings: PlaygroundSettings, config: Config, vocabulary: int) -> None:
@@ -268,7 +295,7 @@ def _kept_sources(run: RunDirectory, source: str, text: str | None, files: Seque
     folder.mkdir()
     if source == SOURCE_PASTE:
         kept = folder / "pasted-text.txt"
-        kept.write_text(text or "", encoding="utf-8", errors="surrogatepass")
+        kept.write_text(well_formed(text or ""), encoding="utf-8")
         return [str(kept)]
     paths = []
     for number, file in enumerate(files or (), start=1):
