@@ -2,8 +2,8 @@
 
     python examples/make_tiny_checkpoint.py [FOLDER]
 
-It takes some minutes on two cores. The corpus is a pure function of a seed and so is the training: on the same kind of
-machine and number of threads the weights come out the same, elsewhere they differ by rounding.
+It takes some minutes. The corpus is a pure function of a seed and so is the training: on the same kind of machine the
+weights come out the same (one thread, so that no sum depends on how work was divided), elsewhere they differ by rounding.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from fundamentallm.evaluation.baselines import ladder
 from fundamentallm.runs.run_directory import RunDirectory
 
 FOLDER = Path(__file__).parent / "tiny-checkpoint"
-THREADS = 2
+THREADS = 1
 MAX_BYTES = 2_000_000
 PROMPT = "Once upon a time"
 CONFIG = Config().with_values(
     data={"source": ("tiny-tales",), "tokenizer": "character"},
     model={"d_model": 96, "num_heads": 4, "num_layers": 3, "sequence_length": 128},
     training={
-        "batch_size": 16,
-        "max_steps": 1500,
+        "batch_size": 12,
+        "max_steps": 800,
         "muon_learning_rate": 0.02,
-        "eval_every_n_steps": 250,
-        "save_every_n_steps": 1500,
+        "eval_every_n_steps": 400,
+        "save_every_n_steps": 800,
         "precision": "fp32",
         "device": "cpu",
         "seed": 1337,
@@ -54,7 +54,7 @@ SHA-256 `{corpus[sha256]}` |
 | Model | {parameters:,} parameters: {config.model.num_layers} layers, {config.model.d_model} wide, \
 {config.model.num_heads} heads, context {config.model.sequence_length}, {vocabulary} characters |
 | Training | {config.training.max_steps:,} steps of {config.training.batch_size} × \
-{config.model.sequence_length} tokens, Muon and AdamW, seed {config.training.seed}, float32 on {threads} threads |
+{config.model.sequence_length} tokens, Muon and AdamW, seed {config.training.seed}, float32 on {threads} thread |
 | Made with | FundamentaLLM {version}, PyTorch {torch} |
 | Held-out loss | {result.loss:.4f} nats per character (perplexity {result.perplexity:.3f}, \
 {result.bits_per_byte:.3f} bits per byte, accuracy {result.accuracy:.1%}) |

@@ -11,12 +11,10 @@ from typing import Any
 import gradio as gr
 from gradio.events import api as register
 
-from fundamentallm.config import DataConfig
-from fundamentallm.data.statistics import describe
 from fundamentallm.errors import CorpusError
 from fundamentallm.playground import jobs
 from fundamentallm.playground.compare_tab import checked_prompt, column_settings
-from fundamentallm.playground.corpus_tab import chosen_corpus
+from fundamentallm.playground.corpus_tab import chosen_corpus, examined
 from fundamentallm.playground.errors import shown_to_the_user
 from fundamentallm.playground.measuring import measure, subject_of
 from fundamentallm.playground.model_cache import MODELS
@@ -32,8 +30,7 @@ class Endpoints:
     def describe_corpus(self, source: str, text: str = "", files: list[dict] | None = None) -> dict:  # type: ignore[type-arg]
         """Counts, alphabet, warnings, preview of a text: a built-in name, "paste" with text, or "upload" with files."""
         with shown_to_the_user():
-            corpus = chosen_corpus(self._settings, source, text, uploaded_paths(files))
-            return describe(corpus, DataConfig(), None).as_dict()
+            return examined(chosen_corpus(self._settings, source, text, uploaded_paths(files))).as_dict()
 
     def start_training(
         self,

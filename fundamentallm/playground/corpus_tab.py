@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import gradio as gr
 
-from fundamentallm.config import DataConfig
+from fundamentallm.config import DataConfig, load_config
 from fundamentallm.data.corpus import Corpus, open_corpus, text_corpus
 from fundamentallm.data.examples import BUILT_IN
 from fundamentallm.data.statistics import CorpusStatistics, describe
@@ -102,7 +103,7 @@ def build(context: PlaygroundContext) -> CorpusParts:
     def show(source: str, text: str | None, files: list[str] | None, tokenizer: str) -> list[object]:
         try:
             corpus = chosen_corpus(settings, source, text, files)
-            statistics = describe(corpus, DataConfig(), None)
+            statistics = examined(corpus)
             coloured = token_view(corpus, tokenizer)
         except FundamentaLLMError as error:
             missing = (source == SOURCE_UPLOAD and not files) or (source == SOURCE_PASTE and not (text or "").strip())
@@ -158,6 +159,16 @@ def _without_folders(sentence: str, files: Sequence[str]) -> str:
     return sentence
 
 
+def examined(corpus: Corpus) -> CorpusStatistics:
+    """What is in a corpus, judged by what the first preset needs, the one that the Train tab starts with."""
+    return describe(corpus, DataConfig(), _first_context())
+
+
+@cache
+def _first_context() -> int:
+    return load_config(preset="small", environment=False).model.sequence_length
+
+
 def report_of(statistics: CorpusStatistics) -> dict[str, object]:
     """What the report shows of a corpus; every value is text or a number, put on the page as text."""
     shares = [(character, count) for character, count in statistics.alphabet[:_SHOWN_ALPHABET]]
@@ -165,7 +176,11 @@ def report_of(statistics: CorpusStatistics) -> dict[str, object]:
     hidden = len(statistics.alphabet) - len(shares)
     return {
         "tiles": [
-            {"label": "Characters", "value": f"{statistics.characters:,}"},
+            {
+                "label": "Characters",
+                "value": f"{statistics.characters:,}",
+                "note": "" if statistics.complete else "of a longer text: its beginning",
+            },
             {"label": "Words", "value": f"{statistics.words:,}"},
             {"label": "Lines", "value": f"{statistics.lines:,}"},
             {"label": "Size", "value": _size(statistics.bytes)},
