@@ -63,7 +63,7 @@ def test_tales_are_varied_and_few_in_words() -> None:
     words = Counter(re.findall(r"[a-z']+", tiny_tales.tiny_tales().lower()))
     assert 600 < len(words) < 1200
     # What is rare cannot be learned, so nearly all of the text is made of few words.
-    assert sum(count for _, count in words.most_common(400)) > 0.93 * words.total()
+    assert sum(count for _, count in words.most_common(400)) > 0.9 * words.total()
 
 
 def test_seeds_tell_different_tales() -> None:
