@@ -150,8 +150,12 @@ class LanguageModel:
         return list(zip(order.tolist(), probabilities.tolist(), strict=True))
 
     def prompt_tokens(self, prompt: str) -> list[int]:
-        """The prompt as tokens; an empty one is a newline, as if a new line of the training text began."""
-        tokens = [int(token) for token in self.tokenizer.encode(prompt or "\n")]
+        """The prompt as tokens; an empty one is a newline, as if a new line of the training text began.
+
+        Where the vocabulary has a token that begins every text, it comes first and is enough on its own.
+        """
+        prefix = self.tokenizer.prefix
+        tokens = [*prefix, *map(int, self.tokenizer.encode(prompt if prompt or prefix else "\n"))]
         return tokens or [0]
 
     def unknown_characters(self, text: str) -> list[str]:

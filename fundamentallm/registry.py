@@ -71,6 +71,7 @@ tokenizers = Registry(
     {
         "character": "fundamentallm.data.tokenizers:CharacterTokenizer",
         "bpe": "fundamentallm.data.tokenizers:BPETokenizer",
+        "foreign": "fundamentallm.data.foreign_tokenizer:ForeignTokenizer",
     },
 )
 models = Registry(

@@ -32,6 +32,7 @@ class BaseTokenizer(ABC):
         unk_id: Number of the token for unknown characters, or None if there is none.
         bos_id: Number of the token that begins a text, or None if there is none.
         eos_id: Number of the token that ends a text, or None if there is none.
+        prefix: Tokens that the model expects in front of every text; none for our own.
     """
 
     name: ClassVar[str]
@@ -41,6 +42,7 @@ class BaseTokenizer(ABC):
     unk_id: int | None = None
     bos_id: int | None = None
     eos_id: int | None = None
+    prefix: tuple[int, ...] = ()
 
     @classmethod
     @abstractmethod
@@ -71,6 +73,11 @@ class BaseTokenizer(ABC):
     @abstractmethod
     def from_document(cls, document: dict[str, Any]) -> Self:
         """The tokenizer that ``document`` describes; any ordinary exception means that it is damaged."""
+
+    @classmethod
+    def from_folder(cls, document: dict[str, Any], directory: Path) -> Self:
+        """Like ``from_document``, for a class that needs more of the folder than ``tokenizer.json``."""
+        return cls.from_document(document)
 
     def encode_chunks(self, chunks: Iterable[str]) -> Iterator[npt.NDArray[np.uint32]]:
         """The tokens of a long text given in pieces; together they are ``encode`` of the whole text.
@@ -107,20 +114,24 @@ class BaseTokenizer(ABC):
         """Write ``tokenizer.json`` and ``tokenizer_config.json``, as ``transformers.AutoTokenizer`` expects them."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **self.saved_description(),
+            _NAME_KEY: self.name,
+        }
+        _write(directory / "tokenizer.json", json.dumps(self.document(), ensure_ascii=False))
+        _write(directory / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2))
+
+    def saved_description(self) -> dict[str, Any]:
+        """What ``tokenizer_config.json`` tells ``transformers``: which token has which role."""
         special = {
             "pad_token": self.pad_id,
             "unk_token": self.unk_id,
             "bos_token": self.bos_id,
             "eos_token": self.eos_id,
         }
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "clean_up_tokenization_spaces": False,
-            **{key: SPECIAL_TOKENS[index] for index, (key, token) in enumerate(special.items()) if token is not None},
-            _NAME_KEY: self.name,
-        }
-        _write(directory / "tokenizer.json", json.dumps(self.document(), ensure_ascii=False))
-        _write(directory / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2))
+        return {key: SPECIAL_TOKENS[index] for index, (key, token) in enumerate(special.items()) if token is not None}
 
     @classmethod
     def load(cls, directory: Path) -> BaseTokenizer:
@@ -191,7 +202,7 @@ def load_tokenizer(directory: str | Path) -> BaseTokenizer:
     # tokenizer.json alone suffices for the built-in kinds.
     with contextlib.suppress(OSError, ValueError, AttributeError):
         name = json.loads((path.parent / "tokenizer_config.json").read_text(encoding="utf-8")).get(_NAME_KEY)
-    return _from_text(text, name, repr(str(path)))
+    return _from_text(text, name, repr(str(path)), path.parent)
 
 
 def tokenizer_from_json(text: str) -> BaseTokenizer:
@@ -200,19 +211,26 @@ def tokenizer_from_json(text: str) -> BaseTokenizer:
     Raises:
         CheckpointError: The text is damaged, or describes a tokenizer that is not installed.
     """
-    return _from_text(text, None, "The checkpoint's tokenizer")
+    return _from_text(text, None, "The checkpoint's tokenizer", None)
 
 
-def _from_text(text: str, name: str | None, what: str) -> BaseTokenizer:
+def _from_text(text: str, name: str | None, what: str, directory: Path | None) -> BaseTokenizer:
     try:
         document: dict[str, Any] = json.loads(text)
-        name = document.pop(_NAME_KEY, name) or _NAME_OF_MODEL[document["model"]["type"]]
-        return tokenizer_class(name).from_document(document)
+        cls = tokenizer_class(document.pop(_NAME_KEY, name) or _name_of(document))
+        return cls.from_document(document) if directory is None else cls.from_folder(document, directory)
     except FundamentaLLMError as error:
         raise CheckpointError(f"{what} cannot be used here: {error}") from None
     # The `tokenizers` library raises bare Exception.
     except Exception:
         raise CheckpointError(f"{what} is damaged, or is not one of ours: choose another checkpoint.") from None
+
+
+def _name_of(document: dict[str, Any]) -> str:
+    """The kind of a tokenizer that nobody named: one without our special tokens was made elsewhere."""
+    first = tuple(token["content"] for token in document.get("added_tokens", ())[: len(SPECIAL_TOKENS)])
+    kind = document["model"].get("type")
+    return _NAME_OF_MODEL.get(kind, "foreign") if first == SPECIAL_TOKENS else "foreign"
 
 
 def _write(path: Path, text: str) -> None:

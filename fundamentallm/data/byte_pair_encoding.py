@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -106,7 +106,7 @@ class BPETokenizer(BaseTokenizer):
 
     def stream_decoder(self) -> StreamDecoder:
         """A decoder that waits until a character's bytes are complete."""
-        return _ByteStreamDecoder(self)
+        return ByteStreamDecoder(self, self.token_bytes)
 
     def document(self) -> dict[str, Any]:
         """The ``tokenizers`` library's own format."""
@@ -166,17 +166,21 @@ class _WordTable:
         self._starts = np.cumsum(self._lengths) - self._lengths
 
 
-class _ByteStreamDecoder(StreamDecoder):
-    def __init__(self, tokenizer: BPETokenizer) -> None:
+class ByteStreamDecoder(StreamDecoder):
+    """Decodes tokens that stand for bytes, as soon as the bytes of a character are complete."""
+
+    def __init__(self, tokenizer: BaseTokenizer, token_bytes: Callable[[int], bytes]) -> None:
         super().__init__(tokenizer)
-        self._token_bytes = tokenizer.token_bytes
+        self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def __call__(self, token_id: int) -> str:
+        """See :meth:`StreamDecoder.__call__`."""
         text: str = self._decoder.decode(self._token_bytes(token_id))
         return text
 
     def finish(self) -> str:
+        """See :meth:`StreamDecoder.finish`."""
         text: str = self._decoder.decode(b"", final=True)
         return text
 

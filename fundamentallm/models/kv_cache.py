@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# A model with a context of 40,000 tokens seldom fills it: memory is taken as the text grows, doubling from this.
+_FIRST_TOKENS = 1024
+
 
 class KVCache:
     """Preallocated keys and values of every layer: a ring over the last ``capacity`` tokens.
@@ -37,7 +40,7 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> None:
-        shape = (num_layers, batch_size, num_heads, capacity, head_width)
+        shape = (num_layers, batch_size, num_heads, min(capacity, _FIRST_TOKENS), head_width)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.capacity = capacity
@@ -52,10 +55,18 @@ class KVCache:
         # More than one token must not wrap: the first of them still needs what the last of them would overwrite.
         assert new == 1 or self.length + new <= self.capacity
         slot = self.length % self.capacity
+        if slot + new > self.keys.size(3):
+            self._grow(slot + new)
         self.keys[layer, :, :, slot : slot + new] = keys
         self.values[layer, :, :, slot : slot + new] = values
         filled = min(self.length + new, self.capacity)
         return self.keys[layer, :, :, :filled], self.values[layer, :, :, :filled]
+
+    def _grow(self, needed: int) -> None:
+        """Make room for ``needed`` tokens in every layer."""
+        more = min(self.capacity, max(needed, 2 * self.keys.size(3))) - self.keys.size(3)
+        self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, more))
+        self.values = torch.nn.functional.pad(self.values, (0, 0, 0, more))
 
     def advance(self, new: int) -> None:
         """Count ``new`` tokens as read, after every layer has stored them."""

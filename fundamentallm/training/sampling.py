@@ -21,7 +21,7 @@ def continue_prompt(
 
     An empty prompt stands for the beginning of a line.
     """
-    ids = [int(token) for token in tokenizer.encode(prompt or "\n")]
+    ids = [*tokenizer.prefix, *map(int, tokenizer.encode(prompt or "\n"))]
     if not prompt and tokenizer.unk_id in ids:  # a text of a single line has no newline
         ids = [tokenizer.bos_id or 0]
     was_training = model.training
