@@ -3,7 +3,7 @@
     python examples/make_tiny_checkpoint.py [FOLDER]
 
 It takes some minutes. The corpus is a pure function of a seed and so is the training: on the same kind of machine the
-weights come out the same (one thread, so that no sum depends on how work was divided), elsewhere they differ by rounding.
+weights come out the same (on one thread, since sums depend on how work is divided), elsewhere they differ by rounding.
 """
 
 from __future__ import annotations
