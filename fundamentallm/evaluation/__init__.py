@@ -9,6 +9,7 @@ from fundamentallm.evaluation.evaluator import (
     evaluate,
     evaluate_held_out,
     mean_loss,
+    token_losses,
 )
 from fundamentallm.evaluation.memorization import Span, copied_spans
 
@@ -23,4 +24,5 @@ __all__ = [
     "evaluate_held_out",
     "ladder",
     "mean_loss",
+    "token_losses",
 ]

@@ -127,8 +127,7 @@ def evaluate(
     if not 1 <= stride <= window:
         raise ConfigError(f"stride is {stride}, which cannot work: use 1 to {window}, the model's sequence_length.")
 
-    if previous_token is None:
-        previous_token = tokenizer.prefix[-1] if tokenizer.prefix else _newline(tokenizer)
+    previous_token = _before(tokenizer, previous_token)
     loss_sum, correct, scored = (0.0, 0, 0) if previous_token is not None else (math.log(tokenizer.vocab_size), 0, 1)
     unknown = 0 if tokenizer.unk_id is None else int(np.count_nonzero(tokens == tokenizer.unk_id))
     source = _Predictions(tokens, previous_token)
@@ -137,7 +136,7 @@ def evaluate(
             if cancelled is not None and cancelled():
                 raise EvaluationStopped("The evaluation was stopped before it had read the whole text.")
             losses, hits = run(batch.inputs, batch.targets)
-            loss_sum += losses
+            loss_sum += float(losses.sum())
             correct += hits
             scored += batch.scored
             if progress is not None:
@@ -186,6 +185,37 @@ def evaluate_held_out(
     )
 
 
+def token_losses(
+    model: BaseModel,
+    tokenizer: BaseTokenizer,
+    tokens: Tokens,
+    *,
+    previous_token: int | None = None,
+    precision: str = "auto",
+) -> npt.NDArray[np.float64]:
+    """How surprised the model is by each token: the terms whose mean :func:`evaluate` gives as the loss.
+
+    Args:
+        model: Any model; it is left in the mode it came in.
+        tokenizer: The model's own.
+        tokens: Token ids of a text, (N,).
+        previous_token: As in :func:`evaluate`.
+        precision: As in ``training.precision``.
+
+    Returns:
+        Negative log-likelihoods in nats, (N,).
+    """
+    window = model.config.sequence_length
+    previous_token = _before(tokenizer, previous_token)
+    losses = [] if previous_token is not None or not len(tokens) else [np.array([math.log(tokenizer.vocab_size)])]
+    source = _Predictions(tokens, previous_token)
+    with _inference(model, precision) as run:
+        for batch in _sliding_windows(source, window, max(1, window // 2), _batch_size(model, window)):
+            values = run(batch.inputs, batch.targets)[0].cpu().numpy()
+            losses.append(values[batch.targets.flatten() != _IGNORED])
+    return np.concatenate(losses) if losses else np.zeros(0)
+
+
 def mean_loss(
     model: BaseModel,
     tokens: Tokens,
@@ -223,7 +253,7 @@ def mean_loss(
     with _inference(model, precision) as run:
         for first in range(0, len(starts), batch_size):
             batch = source.batch(starts[first : first + batch_size], window, window)
-            loss_sum += run(batch.inputs, batch.targets)[0]
+            loss_sum += float(run(batch.inputs, batch.targets)[0].sum())
             scored += batch.scored
     return loss_sum / scored
 
@@ -278,6 +308,13 @@ def _batch_size(model: BaseModel, window: int) -> int:
     return max(1, tokens // window)
 
 
+def _before(tokenizer: BaseTokenizer, previous_token: int | None) -> int | None:
+    """What the first token of a text is predicted from."""
+    if previous_token is not None:
+        return previous_token
+    return tokenizer.prefix[-1] if tokenizer.prefix else _newline(tokenizer)
+
+
 def _newline(tokenizer: BaseTokenizer) -> int | None:
     ids = tokenizer.encode("\n")
     return int(ids[0]) if len(ids) == 1 and ids[0] != tokenizer.unk_id else None
@@ -286,18 +323,21 @@ def _newline(tokenizer: BaseTokenizer) -> int | None:
 @contextmanager
 def _inference(
     model: nn.Module, precision: str
-) -> Iterator[Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], tuple[float, int]]]:
-    """Within it, ``run(inputs, targets)`` gives the summed loss in nats and the number of right first guesses."""
+) -> Iterator[Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], tuple[Tensor, int]]]:
+    """Within it, ``run(inputs, targets)`` gives the loss of every target in nats and the number of right first guesses.
+
+    The losses are (B * S,) in float64, 0 where a target does not count.
+    """
     device = next(model.parameters()).device
     arithmetic = resolve_precision(precision, device)
 
-    def run(inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]) -> tuple[float, int]:
+    def run(inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]) -> tuple[Tensor, int]:
         with autocast(device, arithmetic):
             logits: Tensor = model(torch.from_numpy(inputs).to(device))  # (B, T, V)
         wanted = torch.from_numpy(targets).to(device).flatten()  # (B * S,)
         scored = logits[:, -targets.shape[1] :].flatten(0, 1).float()  # (B * S, V)
         losses = F.cross_entropy(scored, wanted, ignore_index=_IGNORED, reduction="none")
-        return float(losses.double().sum()), int((scored.argmax(-1) == wanted).sum())
+        return losses.double(), int((scored.argmax(-1) == wanted).sum())
 
     was_training = model.training
     model.eval()

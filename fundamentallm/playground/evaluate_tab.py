@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from fundamentallm.playground.measuring import (
     measure,
     stored_evaluation,
     subject_of,
+    surprise_of,
 )
 from fundamentallm.playground.panels import panel
 from fundamentallm.playground.settings import PlaygroundContext, Visitor
@@ -41,6 +43,8 @@ _SIZES = (
     ("bytes", "Bytes", ",", "Length of the text as a file, in UTF-8."),
     ("unknown_characters", "Unknown characters", ",", "Characters the model never met in training."),
 )
+# A loss of 6 nats is one chance in 400: darker than that nothing needs to be.
+_UTTER_SURPRISE = 6.0
 _EMPTY = "Nothing measured yet: choose a text and press Measure."
 
 
@@ -51,6 +55,7 @@ def build(context: PlaygroundContext) -> None:
         with gr.Column(scale=7, min_width=340):
             numbers = panel("evaluate", {"empty": _EMPTY}, elem_id="evaluate-numbers")
             chart = panel("ladder", elem_id="evaluate-ladder", head=PLOTLY_HEAD)
+            surprise = panel("surprise", elem_id="evaluate-surprise")
     settings = context.settings
 
     def show_stored(run_id: str, secret: str | None, request: gr.Request) -> Iterator[list[object]]:
@@ -58,16 +63,16 @@ def build(context: PlaygroundContext) -> None:
         try:
             stored = stored_evaluation(settings, run_id, visitor)
             if stored is None:
-                yield [{"empty": _EMPTY}, {}]
+                yield [{"empty": _EMPTY}, {}, {}]
                 return
             about = "Measured when its training ended, on the held-out part of its corpus."
-            yield [view(stored, about), rungs(stored)]
+            yield [view(stored, about), rungs(stored), {}]
             if not stored.get("baselines"):
                 subject = subject_of(settings, run_id, visitor, None)
                 stored["baselines"] = [rung.as_dict() for rung in baselines_of(subject)]
-                yield [gr.skip(), rungs(stored)]
+                yield [gr.skip(), rungs(stored), gr.skip()]
         except FundamentaLLMError:
-            yield [{"empty": _EMPTY}, {}]
+            yield [{"empty": _EMPTY}, {}, {}]
 
     def run(
         run_id: str, secret: str | None, source: str, text: str | None, file: str | None, request: gr.Request
@@ -87,12 +92,12 @@ def build(context: PlaygroundContext) -> None:
             ]
             for step in followed(lambda progress, cancelled: measure(subject, progress, cancelled)):
                 if isinstance(step, Progress):
-                    yield [{"progress": step.share, "doing": step.doing}, *[gr.skip()] * 3]
+                    yield [{"progress": step.share, "doing": step.doing}, *[gr.skip()] * 4]
                 else:
                     about = "Measured on " + ("the held-out part of its corpus." if chosen is None else "your text.")
-                    yield [view(step, about), rungs(step), *_idle()]
+                    yield [view(step, about), rungs(step), surprises(surprise_of(subject)), *_idle()]
         except FundamentaLLMError as error:
-            yield [{"error": str(error)}, {}, *_idle()]
+            yield [{"error": str(error)}, {}, {}, *_idle()]
 
     source.change(
         lambda source: (gr.update(visible=source == PASTED), gr.update(visible=source == UPLOADED)),
@@ -108,7 +113,7 @@ def build(context: PlaygroundContext) -> None:
         [blocks.load, context.run_selector.change],
         show_stored,
         [context.run_selector, context.visitor_secret],
-        [numbers, chart],
+        [numbers, chart, surprise],
         show_progress="hidden",
         trigger_mode="always_last",
         concurrency_limit=2,
@@ -118,7 +123,7 @@ def build(context: PlaygroundContext) -> None:
     event = start.click(
         run,
         [context.run_selector, context.visitor_secret, source, text, file],
-        [numbers, chart, start, stop],
+        [numbers, chart, surprise, start, stop],
         show_progress="hidden",
         trigger_mode="once",
         concurrency_limit=2,
@@ -174,6 +179,16 @@ def view(result: dict[str, Any], about: str) -> dict[str, object]:
         ]
 
     return {"tiles": tiles(_EXPLAINED), "sizes": tiles(_SIZES), "about": about}
+
+
+def surprises(losses: list[tuple[str, float]]) -> dict[str, object]:
+    """The text for the page: each token with a strength from 0 to 1, and its probability for the tooltip."""
+    tokens = [
+        [piece, round(min(loss / _UTTER_SURPRISE, 1.0), 3), f"probability {math.exp(-loss):.2%}"]
+        for piece, loss in losses
+    ]
+    note = f"The first {len(losses):,} tokens: the darker one is, the less the model expected it."
+    return {"tokens": tokens, "note": note}
 
 
 def rungs(result: dict[str, Any]) -> dict[str, object]:

@@ -16,7 +16,7 @@ from fundamentallm.data.corpus import open_corpus
 from fundamentallm.data.token_store import open_prepared, prepare
 from fundamentallm.errors import CorpusError, FundamentaLLMError
 from fundamentallm.evaluation.baselines import Baseline, ladder
-from fundamentallm.evaluation.evaluator import evaluate
+from fundamentallm.evaluation.evaluator import evaluate, token_losses
 from fundamentallm.language_model import LanguageModel
 from fundamentallm.playground.model_cache import MODELS
 from fundamentallm.playground.settings import BUNDLED_ID, PlaygroundSettings, Visitor
@@ -25,6 +25,8 @@ from fundamentallm.runs.run_directory import RunDirectory
 _SECONDS_BETWEEN_UPDATES = 0.15
 _MODEL_SHARE = 0.8
 """Share of the progress bar for the model; the rest is for the baselines."""
+SURPRISE_TOKENS = 1_500
+"""Tokens shown with their surprise: some screens of text."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Subject:
     """The training tokens directly before the text, when it is the held-out part."""
     train: npt.NDArray[Any] | None
     """None when the run's training text is not there any more."""
+
+    @property
+    def previous_token(self) -> int | None:
+        """The training token directly before the text, if it is the held-out part."""
+        return None if self.previous is None or not len(self.previous) else int(self.previous[-1])
 
 
 def subject_of(settings: PlaygroundSettings, run_id: object, visitor: Visitor, text: str | None) -> Subject:
@@ -78,14 +85,13 @@ def measure(
         EvaluationStopped: ``cancelled`` returned True.
     """
     report = progress or (lambda share, doing: None)
-    previous = None if subject.previous is None or not len(subject.previous) else int(subject.previous[-1])
     result: dict[str, Any] = evaluate(
         subject.model.model,
         subject.model.tokenizer,
         tokens=subject.tokens,
         characters=len(subject.text),
         bytes=len(subject.text.encode("utf-8", "surrogatepass")),
-        previous_token=previous,
+        previous_token=subject.previous_token,
         progress=lambda share: report(_MODEL_SHARE * share, "The model reads the text"),
         cancelled=cancelled,
     ).as_dict()
@@ -100,6 +106,14 @@ def baselines_of(subject: Subject) -> list[Baseline]:
         return []
     vocabulary = subject.model.tokenizer.vocab_size
     return ladder(subject.train, subject.tokens, vocabulary, subject.text, previous_tokens=subject.previous)
+
+
+def surprise_of(subject: Subject) -> list[tuple[str, float]]:
+    """The beginning of the text, token by token, each with its loss in nats."""
+    tokens = subject.tokens[:SURPRISE_TOKENS]
+    model, tokenizer = subject.model.model, subject.model.tokenizer
+    losses = token_losses(model, tokenizer, tokens, previous_token=subject.previous_token)
+    return [(tokenizer.token_text(int(token)), float(loss)) for token, loss in zip(tokens, losses, strict=True)]
 
 
 def stored_evaluation(settings: PlaygroundSettings, run_id: object, visitor: Visitor) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fundamentallm.errors import ConfigError, CorpusError
-from fundamentallm.evaluation import EvaluationStopped, evaluate, mean_loss
+from fundamentallm.evaluation import EvaluationStopped, evaluate, mean_loss, token_losses
 
 VOCAB, CONTEXT = 11, 8
 NEWLINE, UNKNOWN = 3, 1
@@ -77,6 +77,22 @@ def test_every_token_is_scored_once_as_defined(tokens, stride, previous, batch_s
     assert result.bits_per_character == pytest.approx(result.loss / math.log(2))
     assert result.bits_per_byte == pytest.approx(result.loss / math.log(2) / 2)
     assert result.unknown_characters == tokens.count(UNKNOWN)
+
+
+@given(
+    tokens=st.lists(st.integers(0, VOCAB - 1), max_size=50),
+    previous=st.sampled_from([None, 5]),
+    newline=st.sampled_from([NEWLINE, UNKNOWN]),
+)
+@settings(deadline=None, max_examples=40)
+def test_token_losses_are_the_terms_of_the_loss(tokens, previous, newline):
+    model = Recorder()
+    ids = np.array(tokens, np.uint16)
+    losses = token_losses(model, tokenizer(newline), ids, previous_token=previous)
+    assert losses.shape == ids.shape
+    if tokens:
+        first = NEWLINE if previous is None and newline == NEWLINE else previous
+        assert losses == pytest.approx(-np.array(by_definition(model, ids, first, CONTEXT // 2)), rel=1e-5)
 
 
 def test_a_vocabulary_without_newline_charges_the_first_token_a_guess():
