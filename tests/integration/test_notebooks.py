@@ -1,12 +1,15 @@
-"""The notebooks in examples/ run from top to bottom, and are stored without output."""
+"""The notebooks and scripts in examples/ run, and notebooks are stored without output."""
 
 from __future__ import annotations
 
+import runpy
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 nbformat = pytest.importorskip("nbformat", reason="notebooks are run by nbformat and nbclient: make install-dev")
 nbclient = pytest.importorskip("nbclient", reason="notebooks are run by nbformat and nbclient: make install-dev")
@@ -55,3 +58,26 @@ def test_a_notebook_is_stored_without_output(path: Path) -> None:
 
 def test_there_are_notebooks() -> None:
     assert len(NOTEBOOKS) >= 3
+
+
+@pytest.mark.parametrize("script", ["own_sampler", "stop_when_it_can_spell"])
+def test_a_script_runs(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script])
+    for name, value in TINY.items():
+        monkeypatch.setenv(name, value)
+    runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="__main__")
+    assert len(capsys.readouterr().out) > 100
+
+
+def test_the_own_sampler_is_a_distribution() -> None:
+    sampler = runpy.run_path(str(EXAMPLES / "own_sampler.py"))["TypicalSampler"](0.5)
+    logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(1))
+    logits[0, 3] = float("-inf")
+    probabilities = sampler.probabilities(logits)
+    torch.testing.assert_close(probabilities.sum(dim=-1), torch.ones(4))
+    assert probabilities[0, 3] == 0
+    full = logits.softmax(dim=-1)
+    assert (full[probabilities > 0].sum() > 0.5 * 4) and (probabilities == 0).any()

@@ -34,7 +34,10 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 GUIDES = [
     README,
-    *(ROOT / "docs" / f"{name}.md" for name in ("getting-started", "training-guide", "architecture", "configuration")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("getting-started", "training-guide", "playground-guide", "architecture", "configuration")
+    ),
 ]
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 TINY = {
