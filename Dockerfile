@@ -25,7 +25,8 @@ COPY pyproject.toml README.md LICENSE app.py ./
 COPY configs configs
 COPY examples/tiny-checkpoint examples/tiny-checkpoint
 COPY fundamentallm fundamentallm
-RUN pip install --no-cache-dir --no-deps --editable .
+# Compiled here, since the user below may not write beside the code.
+RUN pip install --no-cache-dir --no-deps --editable . && python -m compileall -q fundamentallm
 
 USER user
 ENV HOST=0.0.0.0 \
