@@ -63,6 +63,9 @@ print(config.to_yaml())
 A setting that does not exist, or a value that cannot work, is refused before anything starts, in one sentence that says
 what would. The resolved configuration is saved in the run as `config.yaml`.
 
+Four more environment variables are not settings of a model: `FUNDAMENTALLM_RUNS_DIR` is where the playground keeps its
+runs, `FUNDAMENTALLM_CACHE` where a downloaded text is kept, and `HOST` and `PORT` are the address of `python app.py`.
+
 ## Presets
 
 The settings in which the presets differ from each other or from the defaults. The files are in `configs/`.
