@@ -111,9 +111,7 @@ class ModelConfig(_Section):
             raise ValueError(f"d_model ({self.d_model}) must be divisible by num_heads ({heads}): try {choices}")
         if heads % self.kv_heads:
             fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-            raise ValueError(
-                f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({heads}): try {fitting}"
-            )
+            raise ValueError(f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({heads}): try {fitting}")
         if self.pos_encoding == "rope" and self.head_width % 2:
             raise ValueError(
                 f"rope needs an even head width, but d_model / num_heads is {self.head_width}: "
@@ -171,6 +169,8 @@ class TrainingConfig(_Section):
     """Stop after this many validation measurements without improvement; off when not given."""
     target_val_loss: float | None = Field(None, gt=0.0)
     """Stop once the loss on the whole held-out part is this low."""
+    from_checkpoint: str | None = None
+    """A checkpoint, or a repository on the Hub, whose weights and vocabulary training starts from."""
     sample_prompt: str = ""
     """The model continues this prompt at every validation, so that one can watch it learn."""
     seed: int = Field(1337, ge=0)
@@ -249,8 +249,9 @@ def load_config(
     overrides: Iterable[str] = (),
     values: Mapping[str, Mapping[str, object]] | None = None,
     environment: bool = True,
+    base: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Config:
-    """Resolve a configuration: defaults < preset or file < environment < overrides < values.
+    """Resolve a configuration: defaults < preset or file < base < environment < overrides < values.
 
     Args:
         preset: Name of a file in configs/, such as ``"small"``.
@@ -258,6 +259,7 @@ def load_config(
         overrides: ``"section.field=value"`` strings; the value is read as YAML.
         values: Sections already parsed, ``{"training": {"seed": 1}}``.
         environment: Whether ``FUNDAMENTALLM_*`` variables count.
+        base: Sections that a preset or file yields to, such as the shape of a model that is trained further.
 
     Raises:
         ConfigError: One sentence naming the first field that cannot work, and what would.
@@ -271,7 +273,7 @@ def load_config(
     tree: Mapping[str, object] = read_yaml(file) if file is not None else {}
     # One of the three ends of training, given later, replaces those given earlier: `--minutes 1` on top of a preset
     # of 800 steps means one minute.
-    layers: list[Mapping[str, object]] = [_environment_values()] if environment else []
+    layers: list[Mapping[str, object]] = [base or {}, *([_environment_values()] if environment else [])]
     layers += [_parse_override(text) for text in overrides]
     layers += [values or {}]
     for layer in layers:

@@ -31,3 +31,7 @@ class TrainingError(FundamentaLLMError):
 
 class GenerationError(FundamentaLLMError):
     """A prompt or a generation setting cannot be used."""
+
+
+class HubError(FundamentaLLMError):
+    """The Hugging Face Hub cannot be reached, or refuses what was asked of it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, TypedDict, Unpack, overload
 
 import torch
@@ -18,9 +19,13 @@ from fundamentallm.devices import resolve_device
 from fundamentallm.errors import CheckpointError, ConfigError
 from fundamentallm.evaluation.evaluator import Evaluation, evaluate, evaluate_held_out
 from fundamentallm.generation import build_sampler, generate
+from fundamentallm.hub.download import find_checkpoint
+from fundamentallm.hub.model_card import Sample
+from fundamentallm.hub.publish import push
 from fundamentallm.models import BaseModel
 from fundamentallm.runs.run_directory import DEFAULT_RUNS_DIRECTORY, RunDirectory
 from fundamentallm.training.callbacks import BaseCallback
+from fundamentallm.training.further import further_config, inherited, require_same_shape, starting_point
 from fundamentallm.training.session import run_training
 
 Strategy = Literal["auto", "greedy", "temperature", "top-k", "top-p", "min-p"]
@@ -216,6 +221,44 @@ class LanguageModel:
         else:
             save_checkpoint(path, self.model, self.tokenizer, self.config)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        token: str | None = None,
+        message: str | None = None,
+        endpoint: str | None = None,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> str:
+        """Publish the model on the Hugging Face Hub, with a model card; see :func:`fundamentallm.hub.publish.push`.
+
+        Returns:
+            The repository's address.
+
+        Raises:
+            HubError: Whatever went wrong, in one sentence; it can be repeated.
+        """
+        run = None
+        if self.path is not None:
+            runs = (RunDirectory(folder) for folder in self.path.resolve().parents)
+            run = next((run for run in runs if run.exists), None)
+        written = [] if run is not None and run.samples() else [Sample("", self.generate(seed=1))]
+        with TemporaryDirectory() as directory:
+            folder = Path(directory) / "checkpoint"
+            self.save(folder)
+            return push(
+                folder,
+                repo_id,
+                private=private,
+                token=token,
+                message=message,
+                endpoint=endpoint,
+                progress=progress,
+                run=run,
+                samples=written,
+            )
+
 
 class _TextStream:
     """Turns one sequence's tokens into pieces of text: whole characters only, and nothing past a stop sequence."""
@@ -271,11 +314,12 @@ def train(
     run_dir: str | Path | None = None,
     runs_directory: str | Path = DEFAULT_RUNS_DIRECTORY,
     resume: str | Path | None = None,
+    from_checkpoint: str | Path | None = None,
     callbacks: Sequence[BaseCallback] = (),
     values: Mapping[str, Mapping[str, object]] | None = None,
     **training: object,
 ) -> LanguageModel:
-    """Train a model from scratch, or go on with a run that stopped.
+    """Train a model, from scratch or further from a checkpoint, or go on with a run that stopped.
 
     Args:
         data: A file, a folder, several of them, the name of a built-in corpus, or an opened corpus; the
@@ -285,6 +329,8 @@ def train(
         run_dir: Where the run is written; a new directory.
         runs_directory: Where a new run directory is made when ``run_dir`` is not given.
         resume: A run directory to go on with; excludes ``data``.
+        from_checkpoint: Start from the weights and the vocabulary of this checkpoint, or repository on the Hub. It
+            brings the shape of the model, and is trained ten times more slowly than it was unless told otherwise.
         callbacks: Receive an event at every step, evaluation, checkpoint and sample.
         values: Settings by section, on top of preset or config: ``{"model": {"num_layers": 2}}``.
         training: Settings of the section ``training``, as in ``train("my.txt", preset="small", max_minutes=1)``.
@@ -305,7 +351,19 @@ def train(
         )
     if config is not None and preset is not None:
         raise ConfigError("Give a preset or a configuration, not both.")
-    config = config.with_values(**layers) if config else load_config(preset=preset or "default", values=layers)
+    if from_checkpoint is not None:
+        layers["training"] = layers.get("training", {}) | {"from_checkpoint": str(from_checkpoint)}
+    preset = preset if config is not None else preset or "default"
+    resolved = config.with_values(**layers) if config is not None else load_config(preset=preset, values=layers)
+    initial = None
+    if resolved.training.from_checkpoint is not None:
+        initial = starting_point(resolved.training.from_checkpoint)
+        if config is None:
+            resolved = further_config(initial, preset=preset, values=layers)
+        else:
+            resolved = config.with_values(**inherited(initial)).with_values(**layers)
+            require_same_shape(resolved, initial)
+    config = resolved
     if isinstance(data, Corpus):
         corpus = data
     else:
@@ -316,17 +374,24 @@ def train(
         run = RunDirectory.create_at(run_dir, config=config)
     else:
         run = RunDirectory.create(runs_directory, name=corpus.name, config=config)
-    return LanguageModel.from_checkpoint(run_training(config, corpus, run, callbacks))
+    return LanguageModel.from_checkpoint(run_training(config, corpus, run, callbacks, initial=initial))
 
 
-def load(path: str | Path, device: str = "auto") -> LanguageModel:
-    """Load a model from a run directory (its best checkpoint), a checkpoint folder, a .safetensors or a .pt file.
+def load(
+    path: str | Path, device: str = "auto", *, revision: str | None = None, token: str | None = None
+) -> LanguageModel:
+    """Load a model from a run directory (its best checkpoint), a checkpoint folder, a file, or the Hub.
 
     Args:
-        path: Where it lies.
+        path: Where it lies: a path, or the name ``user/name`` or ``user/name@revision`` of a repository on the Hub that
+            holds a model of ours, or one of the Qwen3, Llama or GPT-2 family.
         device: `cpu`, `cuda`, `mps`, or `auto` for the best one present.
+        revision: A branch, tag or commit of the repository.
+        token: For a private repository; that of the account signed in on this machine when not given.
 
     Raises:
-        CheckpointError: It is missing, damaged, or not one of ours; nothing in it is ever unpickled or run.
+        CheckpointError: It is missing, damaged, or of another kind; nothing in it is ever unpickled or run.
+        HubError: The repository is missing, or the Hub cannot be reached.
     """
-    return LanguageModel.from_checkpoint(load_checkpoint(path, device=resolve_device(device)))
+    found = find_checkpoint(path, revision=revision, token=token)
+    return LanguageModel.from_checkpoint(load_checkpoint(found, device=resolve_device(device)))

@@ -23,6 +23,7 @@ _COMMANDS = {
     "generate": ("fundamentallm.cli.generate", "Let a model write."),
     "evaluate": ("fundamentallm.cli.reports", "Measure how well a model predicts a text."),
     "info": ("fundamentallm.cli.reports", "Show what a checkpoint is."),
+    "push": ("fundamentallm.cli.push", "Publish a model on the Hugging Face Hub."),
     "runs": ("fundamentallm.cli.reports", "List the runs, newest first."),
     "playground": ("fundamentallm.cli.reports", "Open the page in which all of this happens."),
 }
@@ -126,8 +127,8 @@ def debug_option(function: _Function) -> _Function:
 def cli(ctx: click.Context) -> None:
     """Train a language model from scratch on your own text, and watch it learn to write.
 
-    CHECKPOINT, wherever a command asks for one, is a run (its best checkpoint), a checkpoint folder, or a .safetensors
-    or .pt file.
+    CHECKPOINT, wherever a command asks for one, is a run (its best checkpoint), a checkpoint folder, a .safetensors or
+    .pt file, or a repository on the Hugging Face Hub: user/name, or user/name@revision.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

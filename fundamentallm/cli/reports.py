@@ -60,9 +60,11 @@ def info(checkpoint: str) -> None:
     """Show what CHECKPOINT is: its network, its vocabulary, and how it was trained."""
     # Imported here: both need torch.
     from fundamentallm.checkpoint import load_checkpoint
+    from fundamentallm.hub import download
+    from fundamentallm.models.interchange import family
     from fundamentallm.runs.run_directory import RunDirectory
 
-    path = find_checkpoint(checkpoint)
+    path = download.find_checkpoint(find_checkpoint(checkpoint))
     loaded = load_checkpoint(path)
     shape, data, training = loaded.config.model, loaded.config.data, loaded.config.training
     ends = [
@@ -81,10 +83,14 @@ def info(checkpoint: str) -> None:
         ("Layers, width, heads", f"{shape.num_layers}, {shape.d_model}, {shape.num_heads}"),
         ("Context", f"{shape.sequence_length} tokens"),
         ("Tokenizer", f"{data.tokenizer}, {number(loaded.tokenizer.vocab_size)} tokens"),
-        ("Trained on", ", ".join(data.source)),
-        ("Trained for", f"{number(loaded.step)} steps, of {' or '.join(ends)}"),
-        ("Optimizer", f"{training.optimizer}, {training.lr_scheduler} schedule, batches of {training.batch_size}"),
+        ("In transformers", family(shape).replace("fundamentallm", "no, a shape of ours alone")),
     ]
+    if data.source:  # a model made elsewhere does not tell
+        rows += [
+            ("Trained on", ", ".join(data.source)),
+            ("Trained for", f"{number(loaded.step)} steps, of {' or '.join(ends)}"),
+            ("Optimizer", f"{training.optimizer}, {training.lr_scheduler} schedule, batches of {training.batch_size}"),
+        ]
     run = RunDirectory(path)
     if run.exists:
         status = run.status()

@@ -16,6 +16,7 @@ from fundamentallm.config import Config, field_help, load_config
 from fundamentallm.errors import ConfigError, FundamentaLLMError
 
 if TYPE_CHECKING:
+    from fundamentallm.checkpoint import Checkpoint
     from fundamentallm.data.corpus import Corpus
     from fundamentallm.runs.run_directory import RunDirectory
 
@@ -37,6 +38,7 @@ def _help(field: str) -> str:
 @click.option("--learning-rate", type=float, help=_help("learning_rate"))
 @click.option("--device", help=_help("device"))
 @click.option("--seed", type=int, help=_help("seed"))
+@click.option("--from", "start", metavar="CHECKPOINT", help="Start from its weights and vocabulary, at a low rate.")
 @click.option("--resume", metavar="RUN", help="Go on with a run that stopped; it knows its text and settings.")
 @click.option("--quiet", is_flag=True, help="Print nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per event on standard output.")
@@ -55,11 +57,12 @@ def train(
     learning_rate: float | None,
     device: str | None,
     seed: int | None,
+    start: str | None,
     resume: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Train a model from scratch on DATA, or go on with a run.
+    """Train a model on DATA, from scratch or from a checkpoint, or go on with a run.
 
     DATA is one or more files, a folder, - for standard input, or the name of a built-in corpus: tiny-tales, arithmetic,
     python-manual, python-stdlib or tiny-shakespeare.
@@ -77,11 +80,13 @@ def train(
     }
     training: dict[str, object] = {name: value for name, value in options.items() if value is not None}
     if resume is not None:
-        if data or preset is not None or config_file is not None or run_dir is not None:
+        if data or start is not None or preset is not None or config_file is not None or run_dir is not None:
             raise ConfigError("--resume goes on with the run's own text and settings: leave DATA and the others out.")
         run, config = _resumed(resume, overrides, training)
         _run(config, None, run, quiet, as_json)
         return
+    if start is not None:
+        training["from_checkpoint"] = str(find_checkpoint(start))
     values: dict[str, dict[str, object]] = {"training": training}
     if data:
         values["data"] = {"source": data}
@@ -90,14 +95,21 @@ def train(
         raise click.UsageError("Missing argument 'DATA...'", click.get_current_context())
 
     try:
-        _train_anew(config, run_dir, quiet=quiet, as_json=as_json)
+        initial = None
+        if config.training.from_checkpoint is not None:
+            # Imported here: it needs torch.
+            from fundamentallm.training.further import further_config, starting_point
+
+            initial = starting_point(config.training.from_checkpoint)
+            config = further_config(initial, preset=preset, file=config_file, overrides=overrides, values=values)
+        _train_anew(config, run_dir, initial, quiet=quiet, as_json=as_json)
     except FundamentaLLMError as error:
         if run_dir is not None:
             _note_failure(run_dir, str(error))
         raise
 
 
-def _train_anew(config: Config, run_dir: str | None, *, quiet: bool, as_json: bool) -> None:
+def _train_anew(config: Config, run_dir: str | None, initial: Checkpoint | None, *, quiet: bool, as_json: bool) -> None:
     # Imported here: both need numpy, and a wrong option should be answered before it is loaded.
     from fundamentallm.data.corpus import open_corpus
     from fundamentallm.runs.run_directory import DEFAULT_RUNS_DIRECTORY, RunDirectory
@@ -105,11 +117,12 @@ def _train_anew(config: Config, run_dir: str | None, *, quiet: bool, as_json: bo
     corpus = open_corpus(config.data.source)
     command = ["fundamentallm", *sys.argv[1:]]
     if run_dir is not None:
-        _run(config, corpus, RunDirectory.create_at(run_dir, config=config, command=command), quiet, as_json)
+        run = RunDirectory.create_at(run_dir, config=config, command=command)
+        _run(config, corpus, run, quiet, as_json, initial)
         return
     run = RunDirectory.create(DEFAULT_RUNS_DIRECTORY, corpus.name, config=config, command=command)
     try:
-        _run(config, corpus, run, quiet, as_json)
+        _run(config, corpus, run, quiet, as_json, initial)
     except BaseException:
         # A run that never learned anything would only clutter the list. One whose directory was chosen stays, since
         # whoever chose it looks there for what happened.
@@ -138,7 +151,14 @@ def _resumed(name: str, overrides: tuple[str, ...], training: dict[str, object])
     return run, config
 
 
-def _run(config: Config, corpus: Corpus | None, run: RunDirectory, quiet: bool, as_json: bool) -> None:
+def _run(
+    config: Config,
+    corpus: Corpus | None,
+    run: RunDirectory,
+    quiet: bool,
+    as_json: bool,
+    initial: Checkpoint | None = None,
+) -> None:
     """Train in ``run``, from the start on ``corpus`` or, without one, from the last checkpoint."""
     # Imported here: torch takes seconds.
     from fundamentallm.cli.console import display, json_line
@@ -147,7 +167,7 @@ def _run(config: Config, corpus: Corpus | None, run: RunDirectory, quiet: bool, 
     path = shlex.quote(str(run.path))
     try:
         with closing(display(quiet=quiet, as_json=as_json)) as shown:
-            run_training(config, corpus, run, [shown], resume=corpus is None)
+            run_training(config, corpus, run, [shown], resume=corpus is None, initial=initial)
     except KeyboardInterrupt:  # the second one: no time was left to save
         if run.has_checkpoint:
             warn(f"Interrupted: fundamentallm train --resume {path} goes on from the last checkpoint.")

@@ -23,6 +23,7 @@ from fundamentallm.runs import RunDirectory, RunState, RunStatus
 from fundamentallm.runs.heartbeat import StatusWriter
 from fundamentallm.training.callbacks import BaseCallback, RunRecorder, TrainingEnded, Working, notify
 from fundamentallm.training.estimate import require_memory
+from fundamentallm.training.further import copy_weights, starting_point
 from fundamentallm.training.stopping import StopFlag, stop_on_signals
 from fundamentallm.training.trainer import Trainer
 
@@ -38,6 +39,7 @@ def run_training(
     callbacks: Sequence[BaseCallback] = (),
     resume: bool = False,
     tokenizer: BaseTokenizer | None = None,
+    initial: Checkpoint | None = None,
 ) -> Checkpoint:
     """Prepare the text, train a model on it, and measure the best checkpoint on the whole held-out part.
 
@@ -50,6 +52,7 @@ def run_training(
         callbacks: Told of everything.
         resume: Go on from the run's last checkpoint; from the beginning if it has none.
         tokenizer: Use this one instead of training one.
+        initial: Start from its weights and vocabulary; what ``config.training.from_checkpoint`` names, when not given.
 
     Returns:
         The best checkpoint.
@@ -66,9 +69,15 @@ def run_training(
             listeners = (RunRecorder(run, writer), *callbacks)
             if resume:
                 _require_same_model(config, run)
+            start = config.training.from_checkpoint
+            if initial is None and start is not None and not run.has_checkpoint:
+                initial = starting_point(start)
+            if initial is not None:
+                tokenizer = initial.tokenizer
             data = _prepared(config, corpus, run, listeners, stop, tokenizer, resume)
-            config = config.with_values(model={"vocab_size": data.tokenizer.vocab_size})
-            trainer = _trainer(config, data, run, listeners, stop)
+            if initial is None and start is None:  # published models often have room for more tokens than they use
+                config = config.with_values(model={"vocab_size": data.tokenizer.vocab_size})
+            trainer = _trainer(config, data, run, listeners, stop, initial)
             run.write_config(config)
             run.evaluation_path.unlink(missing_ok=True)  # of what the model was before it went on
             ended = trainer.train()
@@ -129,13 +138,21 @@ def _prepared(
 
 
 def _trainer(
-    config: Config, data: PreparedData, run: RunDirectory, callbacks: Sequence[BaseCallback], stop: StopFlag
+    config: Config,
+    data: PreparedData,
+    run: RunDirectory,
+    callbacks: Sequence[BaseCallback],
+    stop: StopFlag,
+    initial: Checkpoint | None,
 ) -> Trainer:
     device = resolve_device(config.training.device)
     require_memory(config, device)
     torch.manual_seed(config.training.seed)
     if not run.has_checkpoint:
-        return Trainer(config, build_model(config.model).to(device), data, run, callbacks, stop)
+        model = build_model(config.model)
+        if initial is not None:
+            copy_weights(model, initial)
+        return Trainer(config, model.to(device), data, run, callbacks, stop)
     folder = run.checkpoint("last")
     trainer = Trainer(config, load_checkpoint(folder, device).model.train(), data, run, callbacks, stop)
     trainer.load_state_dict(load_trainer_state(folder))

@@ -18,6 +18,7 @@ FLOORS = {
     "registry": 1,
     "config": 1,
     "devices": 1,
+    "hub_access": 1,
     "data": 2,
     "models": 2,
     "runs": 3,

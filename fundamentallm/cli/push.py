@@ -1,0 +1,30 @@
+"""``fundamentallm push``."""
+
+from __future__ import annotations
+
+import click
+
+from fundamentallm.cli.commands import debug_option
+from fundamentallm.cli.output import load_model, write
+
+
+@click.command(epilog="Example: fundamentallm push runs/2026-01-31_120000-tiny-tales my-name/tiny-tales --public")
+@click.argument("checkpoint")
+@click.argument("repo_id", metavar="REPO_ID")
+@click.option("--public", is_flag=True, help="Let everybody see it; only you can when not given.")
+@click.option("--message", help="What the commit says.")
+@debug_option
+def push(checkpoint: str, repo_id: str, public: bool, message: str | None) -> None:
+    """Publish the model in CHECKPOINT as the repository REPO_ID (user/name) on the Hugging Face Hub, with a model card.
+
+    The token is that of `hf auth login`, or the one in the environment variable HF_TOKEN. A second push to the same
+    repository replaces the model in one commit.
+    """
+    model = load_model(checkpoint)
+    url = model.push_to_hub(
+        repo_id,
+        private=not public,
+        message=message,
+        progress=lambda description, _share: click.echo(description, err=True),
+    )
+    write(f"{url}\n")
