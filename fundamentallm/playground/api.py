@@ -14,7 +14,7 @@ from gradio.events import api as register
 from fundamentallm.errors import CorpusError
 from fundamentallm.playground import jobs
 from fundamentallm.playground.compare_tab import checked_prompt, column_settings
-from fundamentallm.playground.corpus_tab import chosen_corpus, examined
+from fundamentallm.playground.corpus_tab import chosen_corpus, examined, files_by_name
 from fundamentallm.playground.errors import shown_to_the_user
 from fundamentallm.playground.measuring import measure, subject_of
 from fundamentallm.playground.model_cache import MODELS
@@ -30,7 +30,9 @@ class Endpoints:
     def describe_corpus(self, source: str, text: str = "", files: list[dict] | None = None) -> dict:  # type: ignore[type-arg]
         """Counts, alphabet, warnings, preview of a text: a built-in name, "paste" with text, or "upload" with files."""
         with shown_to_the_user():
-            return examined(chosen_corpus(self._settings, source, text, uploaded_paths(files))).as_dict()
+            paths = uploaded_paths(files)
+            with files_by_name(paths):
+                return examined(chosen_corpus(self._settings, source, text, paths)).as_dict()
 
     def start_training(
         self,

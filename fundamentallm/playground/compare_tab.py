@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from fundamentallm.config import Config, GenerationConfig
 from fundamentallm.errors import FundamentaLLMError, GenerationError
 from fundamentallm.language_model import LanguageModel
 from fundamentallm.playground.model_cache import MODELS
-from fundamentallm.playground.panels import notices, panel
+from fundamentallm.playground.panels import notices, panel, stopped
 from fundamentallm.playground.settings import PlaygroundContext, PlaygroundSettings, Visitor
 
 STRATEGIES = ("greedy", "temperature", "top-k", "top-p")
@@ -215,6 +216,7 @@ class Comparison:
         self.prompt = prompt
         self.settings = settings
         self.texts = ["" for _ in settings]
+        self._run = secrets.token_hex(4)
         self._tokens = [0 for _ in settings]
         self._started = time.monotonic()
         self._finished = [self._started for _ in settings]
@@ -246,7 +248,7 @@ class Comparison:
                 elif state == "done":
                     column["parting"] = "The same as greedy"
             columns.append(column)
-        return {"prompt": self.prompt, "columns": columns, "state": state}
+        return {"prompt": self.prompt, "columns": columns, "state": state, "run": self._run}
 
     def _speed(self, index: int) -> str:
         seconds = self._finished[index] - self._started
@@ -304,7 +306,7 @@ def _waiting() -> dict[str, object]:
 
 
 def _stopped(view: dict[str, object] | None) -> list[object]:
-    return [{**(view or {}), "state": "stopped"}, *_idle()]
+    return [{**(view or {}), **stopped(view), "state": "stopped"}, *_idle()]
 
 
 def _idle() -> list[object]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -35,7 +36,9 @@ _COLOURS = 5
 _INVISIBLE = {" ": "·", "\n": "↵", "\t": "⇥"}
 
 
-def chosen_corpus(settings: PlaygroundSettings, source: str, text: str | None, files: Sequence[str] | None) -> Corpus:
+def chosen_corpus(
+    settings: PlaygroundSettings, source: object, text: str | None, files: Sequence[str] | None
+) -> Corpus:
     """The corpus that the three components of the tab, or the three arguments of an endpoint, mean.
 
     Raises:
@@ -50,13 +53,10 @@ def chosen_corpus(settings: PlaygroundSettings, source: str, text: str | None, f
     if source == SOURCE_UPLOAD:
         if not files:
             raise CorpusError("There is no file yet: choose one or more.")
-        try:
+        with files_by_name(files):
             return open_corpus(list(files), max_bytes=cap)
-        except CorpusError as error:
-            # The visitor knows the file by its name; where the server keeps it is nobody's business.
-            raise CorpusError(_without_folders(str(error), files)) from None
     # Never a path: only names that are on the list.
-    if source not in BUILT_IN:
+    if not isinstance(source, str) or source not in BUILT_IN:
         raise CorpusError(f"There is no built-in text {source!r}: choose one of {', '.join(BUILT_IN)}.")
     return open_corpus([source], max_bytes=cap)
 
@@ -102,9 +102,10 @@ def build(context: PlaygroundContext) -> CorpusParts:
 
     def show(source: str, text: str | None, files: list[str] | None, tokenizer: str) -> list[object]:
         try:
-            corpus = chosen_corpus(settings, source, text, files)
-            statistics = examined(corpus)
-            coloured = token_view(corpus, tokenizer)
+            with files_by_name(files):
+                corpus = chosen_corpus(settings, source, text, files)
+                statistics = examined(corpus)
+                coloured = token_view(corpus, tokenizer)
         except FundamentaLLMError as error:
             missing = (source == SOURCE_UPLOAD and not files) or (source == SOURCE_PASTE and not (text or "").strip())
             kind = "warning" if missing else "error"
@@ -153,10 +154,16 @@ def build(context: PlaygroundContext) -> CorpusParts:
     return CorpusParts(source, text, files)
 
 
-def _without_folders(sentence: str, files: Sequence[str]) -> str:
-    for file in files:
-        sentence = sentence.replace(str(file), Path(file).name)
-    return sentence
+@contextmanager
+def files_by_name(files: Sequence[str] | None) -> Iterator[None]:
+    """Within it, errors call an uploaded file by its name; where the server keeps it is nobody's business."""
+    try:
+        yield
+    except CorpusError as error:
+        sentence = str(error)
+        for file in files or ():
+            sentence = sentence.replace(str(file), Path(file).name)
+        raise CorpusError(sentence) from None
 
 
 def examined(corpus: Corpus) -> CorpusStatistics:

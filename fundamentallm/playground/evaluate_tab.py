@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
-from fundamentallm.data.corpus import read_text
 from fundamentallm.errors import FundamentaLLMError
+from fundamentallm.playground.corpus_tab import chosen_corpus
 from fundamentallm.playground.measuring import (
     Progress,
     baselines_of,
@@ -19,8 +20,8 @@ from fundamentallm.playground.measuring import (
     subject_of,
     surprise_of,
 )
-from fundamentallm.playground.panels import panel
-from fundamentallm.playground.settings import PlaygroundContext, Visitor
+from fundamentallm.playground.panels import panel, stopped
+from fundamentallm.playground.settings import SOURCE_UPLOAD, PlaygroundContext, Visitor
 from fundamentallm.playground.theme import PLOTLY_HEAD
 
 HELD_OUT, PASTED, UPLOADED = "held-out", "pasted", "uploaded"
@@ -82,17 +83,14 @@ def build(context: PlaygroundContext) -> None:
             if source == PASTED:
                 chosen = text or ""
             elif source == UPLOADED:
-                chosen = read_text(file) if file else ""
+                chosen = chosen_corpus(settings, SOURCE_UPLOAD, None, [file] if file else None).read()
             subject = subject_of(settings, run_id, Visitor.of(secret, request), chosen)
-            yield [
-                {"progress": 0.0, "doing": "Starting"},
-                gr.skip(),
-                gr.update(interactive=False),
-                gr.update(visible=True),
-            ]
+            token = secrets.token_hex(4)
+            busy = [gr.update(interactive=False), gr.update(visible=True)]
+            yield [{"progress": 0.0, "doing": "Starting", "run": token}, gr.skip(), {}, *busy]
             for step in followed(lambda progress, cancelled: measure(subject, progress, cancelled)):
                 if isinstance(step, Progress):
-                    yield [{"progress": step.share, "doing": step.doing}, *[gr.skip()] * 4]
+                    yield [{"progress": step.share, "doing": step.doing, "run": token}, *[gr.skip()] * 4]
                 else:
                     about = "Measured on " + ("the held-out part of its corpus." if chosen is None else "your text.")
                     yield [view(step, about), rungs(step), surprises(surprise_of(subject)), *_idle()]
@@ -133,8 +131,8 @@ def build(context: PlaygroundContext) -> None:
     # A crash leaves the buttons as they were while it ran.
     event.failure(_idle, None, [start, stop], queue=False, show_progress="hidden", api_visibility="private")
     stop.click(
-        lambda: [{"empty": "Stopped. Press Measure to start again."}, *_idle()],
-        None,
+        lambda value: [{**stopped(value), "empty": "Stopped. Press Measure to start again."}, *_idle()],
+        numbers,
         [numbers, start, stop],
         cancels=[event],
         queue=False,

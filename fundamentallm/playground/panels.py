@@ -24,6 +24,12 @@ def panel(kind: str, value: dict[str, object] | None = None, *, elem_id: str, he
     )
 
 
+def stopped(value: object) -> dict[str, object]:
+    """The value of a panel whose run was stopped: the panel then ignores what that run had still sent."""
+    run = value.get("run") if isinstance(value, dict) else None
+    return {"run": run, "stopped": True}
+
+
 def notices(*texts: str, kind: str = "warning") -> dict[str, object]:
     """The value of a panel of notices; ``kind`` is warning or error."""
     return {"items": [{"kind": kind, "text": text} for text in texts]}

@@ -11,17 +11,10 @@ import pytest
 from gradio_client import Client, handle_file
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>\n"
-NUMBERS = [
-    "loss",
-    "perplexity",
-    "bits_per_character",
-    "bits_per_byte",
-    "accuracy",
-    "tokens",
-    "characters",
-    "bytes",
-    "unknown_characters",
-]
+NUMBERS = {
+    *("loss", "perplexity", "bits_per_character", "bits_per_byte", "accuracy"),
+    *("tokens", "characters", "bytes", "unknown_characters"),
+}
 TINY = {"model.num_layers": 1, "model.d_model": 16, "model.num_heads": 1, "model.sequence_length": 16}
 
 
@@ -191,3 +184,16 @@ def wait_for(client: Client, run_id: str, seconds: float = 60) -> dict[str, obje
             return status
         time.sleep(0.3)
     raise AssertionError(f"still {status}")
+
+
+def test_the_snippets_in_the_documentation_run(server, capsys):
+    text = (Path(__file__).parents[2] / "docs" / "api-endpoints.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(snippets) >= 6
+    names: dict[str, object] = {}
+    for snippet in snippets:
+        if "not run by the tests" not in snippet:
+            exec(snippet.replace("http://127.0.0.1:7860", server.url), names)
+    assert names["status"]["state"] == "finished"
+    assert len(names["numbers"]["baselines"]) == 7
+    assert names["greedy"]

@@ -16,7 +16,15 @@ const tiles = (items) => {
   }
   return list;
 };
+// Draws now and at every new value. What a stopped run had still sent when Stop was pressed comes too late.
+let stopped;
 const whenever = (render) => {
-  render(props.value || {});
-  watch("value", () => render(props.value || {}));
+  const show = () => {
+    const value = props.value || {};
+    if (value.stopped) stopped = value.run;
+    else if (value.run && value.run === stopped) return;
+    render(value);
+  };
+  show();
+  watch("value", show);
 };
