@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
+from statistics import median
 from typing import Literal
 
 from fundamentallm.config import TrainingConfig
@@ -32,14 +34,31 @@ class Budget:
         self.max_seconds = None if config.max_minutes is None else 60 * config.max_minutes
         self._elapsed_before = 0.0
         self._started: float | None = None
-        self.step_seconds = 0.0
-        """Duration of the last step."""
-        self.measurement_seconds = 0.0
-        """Duration of the last measurement (validation, sample and checkpoint)."""
+        # One step or measurement may take long because the machine does something else; the next one will not.
+        self._steps: deque[float] = deque(maxlen=9)
+        self._measurements: deque[float] = deque(maxlen=5)
 
     def start(self, elapsed_seconds: float = 0.0) -> None:
         """Start the clock, at what a resumed training has already used."""
         self._elapsed_before, self._started = elapsed_seconds, time.perf_counter()
+
+    def add_step(self, seconds: float) -> None:
+        """Tell how long a step took."""
+        self._steps.append(seconds)
+
+    def add_measurement(self, seconds: float) -> None:
+        """Tell how long a measurement took: validation, sample and checkpoint."""
+        self._measurements.append(seconds)
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the next step will probably take; 0 before the first."""
+        return median(self._steps) if self._steps else 0.0
+
+    @property
+    def measurement_seconds(self) -> float:
+        """How long the next measurement will probably take; 0 before the first."""
+        return median(self._measurements) if self._measurements else 0.0
 
     @property
     def max_steps(self) -> int | None:

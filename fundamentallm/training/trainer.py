@@ -121,7 +121,7 @@ class Trainer:
         while reason is None:
             started = time.perf_counter()
             self.train_step()
-            self.budget.step_seconds = time.perf_counter() - started
+            self.budget.add_step(time.perf_counter() - started)
             reason = self._after_step()
         if self._saved_step != self.counters.step:
             self._save(is_best=False)  # stopped before the first step
@@ -197,7 +197,7 @@ class Trainer:
             self._save(is_best)
         self._logged_tokens, self._training_since = self.counters.tokens, time.perf_counter()
         if evaluates:
-            self.budget.measurement_seconds = self._training_since - started
+            self.budget.add_measurement(self._training_since - started)
         return reason
 
     def _reason_to_end(self) -> EndReason | None:
@@ -246,7 +246,7 @@ class Trainer:
         self._notify(Evaluated(0, val_loss, val_loss, is_best=False))
         self._log(None, val_loss, None)
         self._sample()
-        self.budget.measurement_seconds = time.perf_counter() - started
+        self.budget.add_measurement(time.perf_counter() - started)
 
     def _mean_train_loss(self) -> float:
         """Mean over the batches since it was last asked for; raises TrainingError when it is not a number."""

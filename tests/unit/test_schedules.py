@@ -65,12 +65,12 @@ def simulate(monkeypatch: pytest.MonkeyPatch, config: TrainingConfig, step_secon
     budget = Budget(config, steps_per_epoch=40)
     budget.start()
     now += pause
-    budget.measurement_seconds = pause
+    budget.add_measurement(pause)
     factors: list[float] = []
     while budget.used_up(len(factors)) is None:
         factors.append(learning_rate_factor(config, budget.progress_during(len(factors)), len(factors)))
         now += step_seconds
-        budget.step_seconds = step_seconds
+        budget.add_step(step_seconds)
         if len(factors) % config.eval_every_n_steps == 0 and budget.has_time_to_measure():
             now += pause
     assert config.max_minutes is None or now - 100 + pause <= 60 * config.max_minutes + 1e-6
@@ -85,6 +85,18 @@ def test_a_time_budget_finishes_the_decay(monkeypatch: pytest.MonkeyPatch, step_
     assert len(factors) > 5
     assert factors[-1] <= 1.3 * (2 * step_seconds / 60 / config.decay_fraction)
     assert max(factors) > 0.9
+
+
+def test_one_slow_step_does_not_end_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(budget_module.time, "perf_counter", lambda: now)
+    budget = Budget(TrainingConfig(max_steps=None, max_minutes=1), 10)
+    budget.start()
+    for seconds in (1.0, 1.0, 1.0, 25.0):
+        budget.add_step(seconds)
+        budget.add_measurement(seconds)
+    now = 50.0
+    assert budget.used_up(4) is None and budget.has_time_to_measure()
 
 
 def test_whichever_limit_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
