@@ -92,9 +92,9 @@ def end_trainings(runs_directory: Path) -> None:
         launcher.stop(run, kill_after_seconds=10)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
-    """One local-mode playground for the whole session."""
+    """A local-mode playground that begins without runs, for the tests of one file."""
     directory = tmp_path_factory.mktemp("playground")
     with running_server(directory) as started:
         yield started
@@ -107,9 +107,9 @@ def serve():
     return running_server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def public_server(tmp_path_factory) -> Iterator[Server]:
-    """One public-mode playground for the whole session."""
+    """A public-mode playground, for the tests of one file."""
     directory = tmp_path_factory.mktemp("public")
     with running_server(directory, public=True) as started:
         yield started
