@@ -142,7 +142,7 @@ class TrainingConfig(_Section):
     muon_learning_rate: float = Field(0.03, gt=0.0)
     """Peak learning rate of the matrices under `muon`."""
     weight_decay: float = Field(0.1, ge=0.0)
-    """Decoupled weight decay, on matrices only."""
+    """Weight decay on matrices only: decoupled under `muon` and `adamw`, an L2 penalty under `adam` and `sgd`."""
     lr_scheduler: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     """`wsd`: warm up, stay, decay linearly; the others as their names say."""
     warmup_steps: int | None = Field(None, ge=0)

@@ -170,9 +170,6 @@ def _environment() -> dict[str, str]:
     # The package may be importable only because of the directory this process was started in.
     package_parent = str(Path(fundamentallm.__file__).resolve().parent.parent)
     paths = [package_parent, *environment.get("PYTHONPATH", "").split(os.pathsep)]
-    # GNU OpenMP's threads wait for each other by spinning. With more threads at work than cores, as when two trainings
-    # run at once, that slows a step five- to tenfold; a short spin does not, and costs one alone nothing measurable.
-    environment.setdefault("GOMP_SPINCOUNT", "1000")
     return environment | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
 
 
