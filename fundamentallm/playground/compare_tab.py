@@ -176,6 +176,15 @@ def build(context: PlaygroundContext) -> None:
         show_progress="hidden",
         api_visibility="private",
     )
+    # What another model wrote shall not stand under this one's name.
+    context.run_selector.change(
+        lambda: [_waiting(), notices()],
+        None,
+        [columns, warnings],
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
     blocks = gr.context.Context.root_block
     assert blocks is not None, "build is called inside gr.Blocks"
     gr.on(

@@ -185,7 +185,7 @@ def surprises(losses: list[tuple[str, float]]) -> dict[str, object]:
         [piece, round(min(loss / _UTTER_SURPRISE, 1.0), 3), f"probability {math.exp(-loss):.2%}"]
         for piece, loss in losses
     ]
-    note = f"The first {len(losses):,} tokens: the darker one is, the less the model expected it."
+    note = f"The first {len(losses):,} tokens: the stronger the colour, the less the model expected it."
     return {"tokens": tokens, "note": note}
 
 

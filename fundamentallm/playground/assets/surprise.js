@@ -1,4 +1,4 @@
-// The measured text, each token the darker the less the model expected it; hovering tells the probability.
+// The measured text, each token the stronger in colour the less the model expected it; hovering tells the probability.
 whenever((value) => {
   if (!value.tokens || !value.tokens.length) return root.replaceChildren();
   const card = make("section", "fl-card");
