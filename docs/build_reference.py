@@ -158,7 +158,15 @@ SECTIONS: dict[str, list[str]] = {
     "Plugins": ["fundamentallm.registry:Registry"],
     "Errors": [
         f"fundamentallm.errors:{name}"
-        for name in ("ConfigError", "CorpusError", "CheckpointError", "RunError", "TrainingError", "GenerationError")
+        for name in (
+            "ConfigError",
+            "CorpusError",
+            "CheckpointError",
+            "RunError",
+            "TrainingError",
+            "GenerationError",
+            "HubError",
+        )
     ],
 }
 _ELSEWHERE = {"Config", "GenerationConfig"}  # their fields are configuration.md

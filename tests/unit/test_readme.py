@@ -107,10 +107,10 @@ def run_in_shell(line: str) -> None:
 
 
 def run_command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    if arguments[0] == "playground":  # would serve for ever: only read
-        command = commands.cli.get_command(click.Context(commands.cli), "playground")
+    if arguments[0] in ("playground", "push"):  # one serves for ever, one needs an account: only read
+        command = commands.cli.get_command(click.Context(commands.cli), arguments[0])
         assert command is not None
-        command.make_context("playground", arguments[1:])
+        command.make_context(arguments[0], arguments[1:])
         return
     monkeypatch.setattr(sys, "stdin", io.StringIO("/quit\n"))
     with pytest.raises(SystemExit) as exit_:
