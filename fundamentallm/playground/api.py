@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import api as register
 
-from fundamentallm.errors import CorpusError
+from fundamentallm.errors import ConfigError, CorpusError
 from fundamentallm.playground import jobs
 from fundamentallm.playground.compare_tab import checked_prompt, column_settings
 from fundamentallm.playground.corpus_tab import chosen_corpus, examined, files_by_name
@@ -52,7 +52,7 @@ class Endpoints:
                 text=text,
                 preset=preset,
                 minutes=minutes,
-                overrides=settings or {},
+                overrides=as_settings(settings),
             )
             return run.id
 
@@ -112,6 +112,15 @@ def uploaded_paths(files: object) -> list[str]:
             raise CorpusError("files must be uploads: [gradio_client.handle_file(path), …].")
         paths.append(path)
     return paths
+
+
+def as_settings(settings: object) -> dict[str, object]:
+    """The settings of a training as paths and values."""
+    if settings is None:
+        return {}
+    if not isinstance(settings, Mapping) or not all(isinstance(path, str) for path in settings):
+        raise ConfigError('settings must be paths and values, as in {"training.seed": 1}.')
+    return dict(settings)
 
 
 def build(context: PlaygroundContext) -> None:

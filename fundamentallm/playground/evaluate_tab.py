@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
@@ -13,8 +14,8 @@ from fundamentallm.errors import FundamentaLLMError
 from fundamentallm.playground.corpus_tab import chosen_corpus
 from fundamentallm.playground.measuring import (
     Progress,
-    baselines_of,
     followed,
+    held_out_baselines,
     measure,
     stored_evaluation,
     subject_of,
@@ -68,12 +69,14 @@ def build(context: PlaygroundContext) -> None:
                 return
             about = "Measured when its training ended, on the held-out part of its corpus."
             yield [view(stored, about), rungs(stored), {}]
-            if not stored.get("baselines"):
-                subject = subject_of(settings, run_id, visitor, None)
-                stored["baselines"] = [rung.as_dict() for rung in baselines_of(subject)]
-                yield [gr.skip(), rungs(stored), gr.skip()]
         except FundamentaLLMError:
             yield [{"empty": _EMPTY}, {}, {}]
+            return
+        # Where the run's text is gone, the numbers stay and the comparison is left out.
+        with suppress(FundamentaLLMError):
+            if not stored.get("baselines"):
+                stored["baselines"] = held_out_baselines(settings, run_id, visitor)
+                yield [gr.skip(), rungs(stored), gr.skip()]
 
     def run(
         run_id: str, secret: str | None, source: str, text: str | None, file: str | None, request: gr.Request

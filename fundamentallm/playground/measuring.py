@@ -6,7 +6,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,31 @@ def baselines_of(subject: Subject) -> list[Baseline]:
         return []
     vocabulary = subject.model.tokenizer.vocab_size
     return ladder(subject.train, subject.tokens, vocabulary, subject.text, previous_tokens=subject.previous)
+
+
+def held_out_baselines(settings: PlaygroundSettings, run_id: object, visitor: Visitor) -> list[dict[str, Any]]:
+    """The ladder for a run's held-out part, without loading its model; remembered, since a run's text never changes.
+
+    Raises:
+        FundamentaLLMError: No such run for this visitor, or its text is gone.
+    """
+    run = settings.open_run(run_id, visitor)
+    return _ladder_in(run.path, (run.path / "tokens").stat().st_mtime_ns if (run.path / "tokens").is_dir() else 0)
+
+
+@lru_cache(maxsize=32)
+def _ladder_in(directory: Path, written: int) -> list[dict[str, Any]]:
+    del written  # a part of the key only
+    data = open_prepared(directory)
+    train = data.train.tokens
+    rungs = ladder(
+        train,
+        data.validation.tokens,
+        data.tokenizer.vocab_size,
+        data.validation_text(),
+        previous_tokens=train[-2:],
+    )
+    return [rung.as_dict() for rung in rungs]
 
 
 def surprise_of(subject: Subject) -> list[tuple[str, float]]:

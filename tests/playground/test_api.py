@@ -159,6 +159,7 @@ def test_a_training_is_stopped_and_keeps_its_work(client):
         {"source": "tiny-tales", "settings": {"training.speed": 3}},
         {"source": "tiny-tales", "settings": {"model.d_model": 129}},
         {"source": "tiny-tales", "minutes": -1},
+        {"source": "tiny-tales", "settings": ["training.seed=1"]},
     ],
 )
 def test_a_training_that_cannot_work_leaves_nothing_behind(client, server, arguments):

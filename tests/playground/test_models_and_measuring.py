@@ -9,14 +9,63 @@ import time
 
 import pytest
 
-from fundamentallm.config import GenerationConfig
-from fundamentallm.errors import CheckpointError, ConfigError, CorpusError, GenerationError
+import fundamentallm as fl
+from fundamentallm.config import Config, GenerationConfig
+from fundamentallm.data.corpus import text_corpus
+from fundamentallm.errors import CheckpointError, ConfigError, CorpusError, FundamentaLLMError, GenerationError
 from fundamentallm.playground.api import uploaded_paths
 from fundamentallm.playground.compare_tab import STRATEGIES, Comparison, checked_prompt, column_settings, unknown_note
 from fundamentallm.playground.corpus_tab import character_name, chosen_corpus, visible_character
-from fundamentallm.playground.measuring import Progress, followed
+from fundamentallm.playground.measuring import (
+    SURPRISE_TOKENS,
+    Progress,
+    followed,
+    held_out_baselines,
+    measure,
+    stored_evaluation,
+    subject_of,
+    surprise_of,
+)
 from fundamentallm.playground.model_cache import ModelCache
-from fundamentallm.playground.settings import Limits, PlaygroundSettings, bundled_checkpoint
+from fundamentallm.playground.settings import Limits, PlaygroundSettings, Visitor, bundled_checkpoint
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """A playground with one finished run, named ``run``."""
+    directory = tmp_path_factory.mktemp("runs")
+    config = Config().with_values(
+        model={"d_model": 16, "num_heads": 1, "num_layers": 1, "sequence_length": 16},
+        training={"max_steps": 10, "batch_size": 4, "device": "cpu"},
+    )
+    text = "".join(f"{n} and {n + 1} are numbers.\n" for n in range(300))
+    fl.train(text_corpus(text), config=config, run_dir=directory / "run")
+    return PlaygroundSettings(runs_directory=directory)
+
+
+def test_a_run_measured_again_gives_the_stored_numbers(settings):
+    subject = subject_of(settings, "run", Visitor(), None)
+    result, stored = measure(subject), stored_evaluation(settings, "run", Visitor())
+    assert result["loss"] == pytest.approx(stored["loss"], rel=1e-4)
+    assert [rung["name"] for rung in result["baselines"]][:4] == ["uniform", "unigram", "bigram", "trigram"]
+    assert held_out_baselines(settings, "run", Visitor()) == result["baselines"]
+    surprise = surprise_of(subject)
+    assert len(surprise) == min(SURPRISE_TOKENS, result["tokens"])
+    if len(surprise) == result["tokens"]:
+        assert sum(loss for _, loss in surprise) / len(surprise) == pytest.approx(result["loss"], rel=1e-4)
+
+
+def test_a_run_whose_text_is_gone_still_measures_other_texts(settings, tmp_path):
+    shutil.copytree(settings.runs_directory / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "tokens")
+    bare = PlaygroundSettings(runs_directory=tmp_path)
+    with pytest.raises(FundamentaLLMError):
+        held_out_baselines(bare, "run", Visitor())
+    with pytest.raises(CorpusError, match="paste a text"):
+        subject_of(bare, "run", Visitor(), None)
+    result = measure(subject_of(bare, "run", Visitor(), "1 and 2 are numbers."))
+    assert result["characters"] == 20
+    assert result["baselines"] == []
 
 
 @pytest.fixture
