@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file as save_safetensors
+from safetensors.torch import save_file as write_safetensors
 from torch import Tensor
 
 from fundamentallm.config import Config, GenerationConfig, ModelConfig, load_config
@@ -81,7 +81,7 @@ def save_checkpoint(
     with _saving(directory) as temporary:
         temporary.mkdir(parents=True)
         weights = export_weights(_state(model), config.model)
-        save_safetensors(weights, temporary / WEIGHTS_FILE, metadata={"format": "pt", "step": str(step)})
+        _save_safetensors(weights, temporary / WEIGHTS_FILE, metadata={"format": "pt", "step": str(step)})
         _write_json(temporary / "config.json", _config_json(config.model, tokenizer))
         _write_json(temporary / "generation_config.json", _generation_json(config.generation, tokenizer))
         (temporary / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
@@ -108,7 +108,7 @@ def save_file(path: Path, model: BaseModel, tokenizer: BaseTokenizer, config: Co
         if path.suffix == ".safetensors":
             # `format: pt` is what transformers and the Hub expect to find in a safetensors header.
             weights = export_weights(_state(model), config.model)
-            save_safetensors(weights, temporary, metadata=texts | {"format": "pt"})
+            _save_safetensors(weights, temporary, metadata=texts | {"format": "pt"})
         elif path.suffix == ".pt":
             torch.save(texts | {"weights": _state(model)}, temporary)
         else:
@@ -282,6 +282,19 @@ def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise CheckpointError(f"The checkpoint {str(index.parent)!r} is incomplete: it has no {name}.")
         weights |= _read_safetensors(index.parent / name)[0]
     return weights, {}
+
+
+def _save_safetensors(weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Equal models become equal files: the library writes its metadata in an order that changes from run to run."""
+    write_safetensors(dict(weights), path, metadata=dict(metadata))
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(content) <= size:  # the library's own spelling of a string may be shorter: then its order stays
+            file.seek(8)
+            file.write(content.ljust(size))
 
 
 def _parsed_config(text: str, path: Path) -> Config:

@@ -74,8 +74,8 @@ def _reason(error: Exception) -> str:
     import httpx2
     from huggingface_hub import errors
 
-    # What a missing cache entry hides is why the Hub could not be asked.
-    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+    # A missing cache entry hides why the Hub could not be asked, a failed upload of a large file what failed.
+    if isinstance(error, errors.LocalEntryNotFoundError | RuntimeError) and isinstance(error.__cause__, Exception):
         return _reason(error.__cause__)
     reasons: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
         ((errors.OfflineModeIsEnabled,), "HF_HUB_OFFLINE is set, so the Hub is not asked; unset it and try again"),

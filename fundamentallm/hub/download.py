@@ -90,21 +90,23 @@ def fetch(
                 raise
             return cached
 
-        def download(names: list[str]) -> Path:
+        def download(names: list[str], version: str | None) -> Path:
             folder = snapshot_download(
-                repo_id, revision=info.sha, allow_patterns=names, token=token or False, endpoint=endpoint
+                repo_id, revision=version, allow_patterns=names, token=token or False, endpoint=endpoint
             )
             return Path(folder)
 
         sizes = _sizes(info)
         _require_files(repo_id, sizes)
-        folder = download([name for name in _DESCRIPTIONS if name in sizes])
+        described = [name for name in _DESCRIPTIONS if name in sizes]
+        folder = download(described, revision)
         folder_config(folder)
         weights = _weights(folder, sizes)
         if progress is not None:
             megabytes = sum(sizes[name] for name in weights) / 1e6
             progress(f"Fetching {repo_id} from the Hub ({megabytes:,.1f} MB)", None)
-        return download([*(name for name in _DESCRIPTIONS if name in sizes), *weights])
+        # The folder is named by its commit: weights and description come from the same one.
+        return download([*described, *weights], folder.name)
 
 
 def _sizes(info: ModelInfo) -> dict[str, int]:
