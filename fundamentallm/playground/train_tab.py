@@ -185,7 +185,7 @@ def _wire_setup(page: gr.Blocks, context: PlaygroundContext, corpus: CorpusParts
     described = filled.then(describe, describe_inputs, [setup.start, setup.command], **_QUICK)
     described.then(measure, measure_inputs, setup.estimate, **_MEASURING)
     edits = [component.input for component in (*setup.fields, setup.more, setup.minutes)]
-    triggers = [page.load, setup.time.change, corpus.source.change, corpus.files.change, *edits]
+    triggers = [page.load, setup.time.change, corpus.source.change, corpus.files.change, corpus.text.blur, *edits]
     gr.on(triggers, describe, describe_inputs, [setup.start, setup.command], trigger_mode="always_last", **_QUICK)
     gr.on(triggers, measure, measure_inputs, setup.estimate, trigger_mode="always_last", **_MEASURING)
 
