@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from fundamentallm.data.file_formats import (
     too_large,
     well_formed,
 )
+from fundamentallm.data.hub_dataset import PREFIX, fetch_dataset
 from fundamentallm.errors import CorpusError
 
 PIECE_CHARACTERS = 1 << 20
@@ -110,17 +111,27 @@ class Corpus:
                     ends_line = piece.endswith("\n")
 
 
-def open_corpus(sources: Sequence[str | Path], *, name: str | None = None, max_bytes: int | None = None) -> Corpus:
+def open_corpus(
+    sources: Sequence[str | Path],
+    *,
+    name: str | None = None,
+    max_bytes: int | None = None,
+    progress: Callable[[str, float], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Corpus:
     """Open texts as one corpus.
 
     Args:
-        sources: Files, folders (their readable files, in the order of their names), ``-`` for standard input, or names
-            of built-in texts.
+        sources: Files, folders (their readable files, in the order of their names), ``-`` for standard input, names of
+            built-in texts, or datasets on the Hub, ``hub:user/dataset[:split][:column]``.
         name: For display; made from the sources when not given.
-        max_bytes: Refuse more than this.
+        max_bytes: Refuse more than this; of a dataset on the Hub take the beginning that fits.
+        progress: Is told what is fetched from the Hub, its size first, and the share that is there.
+        cancelled: Asked while fetching; True ends it with CorpusError.
 
     Raises:
         CorpusError: Something is missing, empty, too large, or no text.
+        HubError: A dataset cannot be fetched.
     """
     if not sources:
         raise CorpusError(f"No text was given: name a file, a folder, or one of {', '.join(BUILT_IN)}.")
@@ -132,6 +143,12 @@ def open_corpus(sources: Sequence[str | Path], *, name: str | None = None, max_b
         if source in BUILT_IN:
             texts.append(_built_in(source))
             titles.append(BUILT_IN[source].title)
+        elif source.startswith(PREFIX):
+            temporary.append(tempfile.TemporaryDirectory(prefix="fundamentallm-"))
+            folder = Path(temporary[-1].name)
+            texts += fetch_dataset(source, folder, max_bytes=max_bytes, progress=progress, cancelled=cancelled)
+            titles.append(source)
+            continue  # its limit is kept, and what is fetched may be larger or smaller than the text in it
         elif source == "-":
             temporary.append(tempfile.TemporaryDirectory(prefix="fundamentallm-"))
             texts += open_file(_spooled(Path(temporary[-1].name), max_bytes), "standard input", max_bytes)
@@ -200,7 +217,7 @@ def _open_path(path: Path, max_bytes: int | None) -> tuple[list[TextSource], lis
         raise CorpusError(
             f"{str(path)!r} is a device or a pipe, not a file: pipe it into standard input and name it '-'."
         )
-    return open_file(path, str(path), max_bytes), []
+    return open_file(path, path.name, max_bytes), []
 
 
 def _folder(folder: Path, max_bytes: int | None) -> tuple[list[TextSource], list[str]]:

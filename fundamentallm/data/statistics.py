@@ -8,6 +8,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from fundamentallm.config import DataConfig
 from fundamentallm.data.corpus import Corpus
 
@@ -64,7 +66,7 @@ def describe(corpus: Corpus, config: DataConfig | None = None, sequence_length: 
         CorpusError: The text cannot be read.
     """
     config = config or DataConfig()
-    characters: Counter[str] = Counter()
+    counts = np.zeros(0x110000, np.int64)  # by code point
     lines: Counter[str] = Counter()
     pieces: list[str] = []
     length = size = words = 0
@@ -77,7 +79,8 @@ def describe(corpus: Corpus, config: DataConfig | None = None, sequence_length: 
             break
         length += len(piece)
         size += len(piece.encode("utf-8"))
-        characters.update(piece)
+        found = np.bincount(np.frombuffer(piece.encode("utf-32-le"), "<u4"))
+        counts[: len(found)] += found
         words += len(piece.split())
         if inside_word and not piece[0].isspace():
             words -= 1  # it began in the piece before
@@ -87,13 +90,15 @@ def describe(corpus: Corpus, config: DataConfig | None = None, sequence_length: 
         if sum(map(len, pieces)) < PREVIEW_CHARACTERS:
             pieces.append(piece[:PREVIEW_CHARACTERS])
     lines.update([rest] if rest else [])
+    present = np.flatnonzero(counts)
+    present = present[np.argsort(-counts[present], kind="stable")]
     train_characters = int(length * config.train_split)
     statistics = CorpusStatistics(
         characters=length,
         bytes=size,
         words=words,
         lines=lines.total(),
-        alphabet=characters.most_common(),
+        alphabet=[(chr(code_point), int(counts[code_point])) for code_point in present.tolist()],
         train_characters=train_characters,
         validation_characters=length - train_characters,
         warnings=(),

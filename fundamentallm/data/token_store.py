@@ -221,6 +221,8 @@ def _prepare(
         _finish(file, temporary, text_path)
     except BaseException:
         _discard(file, temporary)
+        # Half of a preparation is worth nothing.
+        (directory / "tokens" / "train.bin").unlink(missing_ok=True)
         raise
 
     description = {
