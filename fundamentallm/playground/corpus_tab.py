@@ -65,7 +65,7 @@ def build(context: PlaygroundContext) -> CorpusParts:
     """Lay the tab out and connect it."""
     choices = [(f"{example.title}\n{example.description}", name) for name, example in BUILT_IN.items()]
     choices += [
-        ("Your files\nText, Markdown, CSV, PDF, EPUB, ZIP: one or several.", SOURCE_UPLOAD),
+        ("Your files\nText, Markdown, CSV, PDF, ZIP: one or several.", SOURCE_UPLOAD),
         ("Your text\nPaste anything you like.", SOURCE_PASTE),
     ]
     with gr.Row():

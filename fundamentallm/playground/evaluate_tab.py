@@ -68,7 +68,8 @@ def build(context: PlaygroundContext) -> None:
                 yield [{"empty": _EMPTY}, {}, {}]
                 return
             about = "Measured when its training ended, on the held-out part of its corpus."
-            yield [view(stored, about), rungs(stored), {}]
+            numbers_shown = view(stored, about)
+            yield [numbers_shown, rungs(stored), {}]
         except FundamentaLLMError:
             yield [{"empty": _EMPTY}, {}, {}]
             return
@@ -76,7 +77,8 @@ def build(context: PlaygroundContext) -> None:
         with suppress(FundamentaLLMError):
             if not stored.get("baselines"):
                 stored["baselines"] = held_out_baselines(settings, run_id, visitor)
-                yield [gr.skip(), rungs(stored), gr.skip()]
+                # The numbers once more: a tab that was never opened keeps only the last update of each panel.
+                yield [numbers_shown, rungs(stored), {}]
 
     def run(
         run_id: str, secret: str | None, source: str, text: str | None, file: str | None, request: gr.Request
