@@ -64,8 +64,9 @@ def train(
 ) -> None:
     """Train a model on DATA, from scratch or from a checkpoint, or go on with a run.
 
-    DATA is one or more files, a folder, - for standard input, or the name of a built-in corpus: tiny-tales, arithmetic,
-    python-manual, python-stdlib or tiny-shakespeare.
+    DATA is one or more files, a folder, - for standard input, the name of a built-in corpus (tiny-tales, arithmetic,
+    python-manual, python-stdlib or tiny-shakespeare), or a dataset on the Hugging Face Hub:
+    hub:user/dataset[:split][:column].
 
     Ctrl-C saves and stops; --resume goes on from there.
     """
@@ -114,7 +115,11 @@ def _train_anew(config: Config, run_dir: str | None, initial: Checkpoint | None,
     from fundamentallm.data.corpus import open_corpus
     from fundamentallm.runs.run_directory import DEFAULT_RUNS_DIRECTORY, RunDirectory
 
-    corpus = open_corpus(config.data.source)
+    def say_once(what: str, share: float) -> None:
+        if share == 0.0 and not quiet:
+            click.echo(what, err=True)
+
+    corpus = open_corpus(config.data.source, progress=say_once)
     command = ["fundamentallm", *sys.argv[1:]]
     if run_dir is not None:
         run = RunDirectory.create_at(run_dir, config=config, command=command)

@@ -26,7 +26,7 @@ MAX_MEMBERS = 10_000
 MAX_PDF_BYTES = 200 << 20
 MAX_LINE_CHARACTERS = 1 << 26
 
-_TEXT_COLUMNS = ("text", "content", "story", "body", "document", "article", "sentence", "message")
+TEXT_COLUMNS = ("text", "content", "story", "body", "document", "article", "sentence", "message")
 _DOCUMENTS = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".epub", ".doc", ".xls", ".ppt", ".rtf")
 _ARCHIVES = (".zip", ".gz", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 
@@ -48,16 +48,17 @@ class TextSource:
     notes: list[str] = field(default_factory=list)
 
 
-def open_file(path: Path, name: str, max_bytes: int | None = None) -> list[TextSource]:
+def open_file(path: Path, name: str, max_bytes: int | None = None, column: str | None = None) -> list[TextSource]:
     """The texts in a file: one, or as many as a zip archive holds.
 
     Args:
         path: A regular file.
         name: What to call it in messages.
         max_bytes: Refuse more than this many unpacked bytes.
+        column: Of a table or of records, the column to read; the one that looks like the text when not given.
 
     Raises:
-        CorpusError: It is empty, no text, damaged, or too large.
+        CorpusError: It is empty, no text, damaged, or too large, or has no such column.
     """
     limit = MAX_UNPACKED_BYTES if max_bytes is None else max_bytes
     try:
@@ -78,10 +79,12 @@ def open_file(path: Path, name: str, max_bytes: int | None = None) -> list[TextS
     if start.startswith(b"\x1f\x8b"):
         unpacked = _bounded(lambda: _gzip_blocks(path, name), name, size, limit)
         inner_suffix = path.with_suffix("").suffix if suffix == ".gz" else ""
-        return [_text(unpacked, name, inner_suffix, sum(map(len, unpacked())))]
+        return [_text(unpacked, name, inner_suffix, sum(map(len, unpacked())), column)]
     if max_bytes is not None and size > max_bytes:
         raise CorpusError(too_large(max_bytes))
-    return [_text(lambda: _file_blocks(path, name), name, suffix, size)]
+    if start.startswith(b"PAR1"):
+        return [parquet_source(path, name, size, column)]
+    return [_text(lambda: _file_blocks(path, name), name, suffix, size, column)]
 
 
 def too_large(max_bytes: int) -> str:
@@ -89,14 +92,14 @@ def too_large(max_bytes: int) -> str:
     return f"The text is larger than the {max_bytes / 1e6:,.1f} MB allowed here: choose a shorter one."
 
 
-def _text(blocks: Blocks, name: str, suffix: str, size: int = 0) -> TextSource:
+def _text(blocks: Blocks, name: str, suffix: str, size: int = 0, column: str | None = None) -> TextSource:
     """A text in some encoding; of a table, the column with the text."""
     codec, note = detect(blocks, name)
     source = TextSource(name, lambda: decode(blocks(), codec), size, [note] if note else [])
     if suffix.lower() in (".csv", ".tsv"):
-        _read_column(source, "," if suffix.lower() == ".csv" else "\t")
+        _read_column(source, "," if suffix.lower() == ".csv" else "\t", column)
     elif suffix.lower() in (".jsonl", ".ndjson"):
-        _read_records(source)
+        _read_records(source, column)
     return source
 
 
@@ -224,6 +227,41 @@ def _pdf(path: Path, name: str, size: int) -> TextSource:
     return TextSource(name, lambda: iter((text + "\n",)), len(text))
 
 
+def no_column(name: str, wanted: str, columns: list[str]) -> str:
+    """The sentence that says so."""
+    return f"{name!r} has no column {wanted!r} with text: choose one of {', '.join(columns[:20]) or 'another file'}."
+
+
+def parquet_source(path: Path, name: str, size: int, column: str | None) -> TextSource:
+    """The text column of a Parquet file; raises CorpusError when it has none or nothing here can read it."""
+    try:
+        from pyarrow import ArrowException, parquet, types  # an extra: it is large, and only for this
+    except ImportError:
+        raise CorpusError(
+            f"{name!r} is a Parquet file, for which the package pyarrow is needed: run `pip install pyarrow`."
+        ) from None
+    damaged = CorpusError(f"{name!r} is damaged and cannot be read: try another copy.")
+    try:
+        schema = parquet.ParquetFile(path).schema_arrow
+    except (ArrowException, OSError, ValueError):
+        raise damaged from None
+    texts = [field.name for field in schema if types.is_string(field.type) or types.is_large_string(field.type)]
+    chosen = next((title for title in (*TEXT_COLUMNS, *texts) if title in texts), None) if column is None else column
+    if chosen not in texts:
+        raise CorpusError(no_column(name, chosen or "text", texts))
+
+    def read() -> Iterator[str]:
+        try:
+            for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024, columns=[chosen]):
+                for text in batch.column(0).to_pylist():
+                    if text and text.strip():
+                        yield well_formed(text).strip("\n") + "\n\n"
+        except (ArrowException, OSError, ValueError):
+            raise damaged from None
+
+    return TextSource(name, read, size, [f"Of {name!r} only the column {chosen!r} is read."])
+
+
 def well_formed(text: str) -> str:
     """``text`` with plain newlines, and with � for what no UTF-8 file could hold (lone surrogates)."""
     return text.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "surrogatepass").decode("utf-8", "replace")
@@ -242,7 +280,7 @@ def _lines(pieces: Iterable[str], name: str) -> Iterator[str]:
         yield rest
 
 
-def _read_column(source: TextSource, delimiter: str) -> None:
+def _read_column(source: TextSource, delimiter: str, wanted: str | None) -> None:
     """Let ``source`` yield the column of a table that holds text, if there is one."""
     plain = source.read
 
@@ -255,7 +293,10 @@ def _read_column(source: TextSource, delimiter: str) -> None:
             raise CorpusError(f"{source.name!r} cannot be read as a table ({error}): save the text as .txt.") from None
 
     header = [cell.strip().lower() for cell in next(rows(), [])]
-    column = next((header.index(title) for title in _TEXT_COLUMNS if title in header), None)
+    if wanted is not None and wanted.lower() not in header:
+        raise CorpusError(no_column(source.name, wanted, header))
+    titles = TEXT_COLUMNS if wanted is None else (wanted.lower(),)
+    column = next((header.index(title) for title in titles if title in header), None)
     if column is None:
         source.notes.append(f"{source.name!r} has no column named text, so the whole table is read as it is.")
         return
@@ -271,14 +312,17 @@ def _read_column(source: TextSource, delimiter: str) -> None:
     source.notes.append(f"Of {source.name!r} only the column {header[column]!r} is read.")
 
 
-def _read_records(source: TextSource) -> None:
+def _read_records(source: TextSource, wanted: str | None) -> None:
     """Let ``source`` yield the text of every JSON object, one of which stands on each line."""
     plain = source.read
     first = _parsed(next((line for line in _lines(plain(), source.name) if line.strip()), ""))
     texts = {key: value for key, value in first.items() if isinstance(value, str)} if isinstance(first, dict) else {}
-    field_name = next(
-        (title for title in _TEXT_COLUMNS if title in texts), max(texts, key=lambda key: len(texts[key]), default="")
+    if wanted is not None and wanted not in texts:
+        raise CorpusError(no_column(source.name, wanted, list(texts)))
+    likely = next(
+        (title for title in TEXT_COLUMNS if title in texts), max(texts, key=lambda key: len(texts[key]), default="")
     )
+    field_name = likely if wanted is None else wanted
     if not texts:
         source.notes.append(f"{source.name!r} does not begin with an object that holds a text, so it is read as it is.")
         return

@@ -149,7 +149,8 @@ def _summary(config: Config, corpus: Mapping[str, Any]) -> str:
     kind = "bigram table" if config.model.architecture == "bigram" else "transformer"
     return (
         f"A small {kind} language model, {how} on {_code(_corpus_name(config, corpus))} with FundamentaLLM. "
-        "It continues text in the manner of that corpus; it does not follow instructions and knows nothing else."
+        "It continues text in the manner of that corpus"
+        + ("; it does not follow instructions and knows nothing else." if start is None else ".")
     )
 
 
@@ -161,7 +162,7 @@ def _architecture(shape: ModelConfig) -> str:
         f"{shape.num_heads} query and {shape.kv_heads} key/value heads"
     )  # fmt: skip
     return (
-        f"{stock}: {shape.num_layers} layers, {shape.d_model} wide, {heads} of {shape.head_width}, feed-forward "
+        f"{stock}: {shape.num_layers} × {shape.d_model} (layers × width), {heads} of {shape.head_width}, feed-forward "
         f"{shape.ffn_width} ({shape.activation}), {shape.norm}, positions: {shape.pos_encoding}"
     )
 

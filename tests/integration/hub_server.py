@@ -16,10 +16,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
 import yaml
+from huggingface_hub import constants
 
 
 @dataclass
@@ -79,7 +82,7 @@ class Hub:
         class Handler(_Handler):
             server_hub = hub
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -118,6 +121,23 @@ def running_hub() -> Iterator[Hub]:
         yield hub
     finally:
         hub.close()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """A client that hangs up is no news."""
+
+
+def stand_in(hub: Hub, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """Let the client of this process ask ``hub`` instead of the real one, with an empty cache and nobody signed in."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _seconds: None)  # between its attempts
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "SPACE_ID"):
+        monkeypatch.delenv(name, raising=False)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -180,13 +200,24 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _cut(self, method: str) -> None:
         if method == "GET":  # half of an answer
-            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nonly this")
+            self.wfile.write(self._half())
         else:  # half of a question
             self.rfile.read(min(1000, int(self.headers.get("Content-Length") or 0)))
         self.wfile.flush()
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
         self.close_connection = True
+
+    def _half(self) -> bytes:
+        """The beginning of the file that was asked for, or of anything."""
+        match = re.fullmatch(rf"/(datasets/)?{_NAME}/resolve/([^/]+)/(.+)", unquote(urlsplit(self.path).path))
+        if match is None:
+            return b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nonly this"
+        content = self.server_hub.repositories["dataset" if match[1] else "model", match[2]].files[match[4]]
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        rest = content[int(asked[1]) :] if asked else content
+        status = b"206 Partial Content" if asked else b"200 OK"
+        return b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(rest)) + rest[: len(rest) // 2]
 
     def _json(self, values: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self._send(json.dumps(values).encode(), status, {"Content-Type": "application/json"} | (headers or {}))

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 import transformers
 from foreign_models import save_theirs, their_model
-from hub_server import Hub, running_hub
-from huggingface_hub import ModelCard
+from hub_server import Hub, running_hub, stand_in
+from huggingface_hub import ModelCard, constants
 
 import fundamentallm as fl
 from fundamentallm.cli.commands import main
@@ -44,14 +43,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     with running_hub() as hub:
         hub.users = {SECRET: "alice", "hf_bob": "bob", "hf_reader": "alice"}
         hub.readers = {"hf_reader"}
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
-        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _seconds: None)  # between its attempts
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "SPACE_ID"):
-            monkeypatch.delenv(name, raising=False)
+        stand_in(hub, monkeypatch, tmp_path)
         yield hub
 
 
@@ -277,7 +269,7 @@ def test_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPACE_ID", "alice/space")
     with pytest.raises(HubError, match="cannot be reached"):
         fl.load("alice/m", "cpu", token=SECRET)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
         model.push_to_hub("alice/m", token=SECRET)
 
