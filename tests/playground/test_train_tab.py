@@ -64,20 +64,24 @@ def wait_for_state(page, state: str) -> None:
     expect(page.locator("#header-status .fl-status")).to_have_attribute("data-state", state, timeout=SLOW)
 
 
+# Nothing is drawn before the first point has come.
+DRAWN_STEPS = "(document.querySelector('.fl-loss-chart').data || [{x: []}])[0].x"
+
+
 def points(page) -> int:
-    return page.evaluate("(document.querySelector('.fl-loss-chart').data || [{x: []}])[0].x.length")
+    return len(steps(page))
 
 
 def steps(page) -> list[int]:
-    return page.evaluate("(document.querySelector('.fl-loss-chart').data || [{x: []}])[0].x")
+    return page.evaluate(DRAWN_STEPS)
+
+
+def wait_for_step(page, condition: str) -> None:
+    page.wait_for_function(f"{DRAWN_STEPS}.at(-1) {condition}", timeout=SLOW)
 
 
 def wait_for_points(page, more_than: int) -> int:
-    page.wait_for_function(
-        "n => ((document.querySelector('.fl-loss-chart').data || [{x: []}])[0].x.length) > n",
-        arg=more_than,
-        timeout=SLOW,
-    )
+    page.wait_for_function(f"{DRAWN_STEPS}.length > {more_than}", timeout=SLOW)
     return points(page)
 
 
@@ -135,7 +139,7 @@ def test_train_an_upload_to_the_end_and_see_the_curve_grow(page, server, tmp_pat
     first = wait_for_points(page, 0)
     wait_for_points(page, first)
     wait_for_state(page, "finished")
-    page.wait_for_function("document.querySelector('.fl-loss-chart').data[0].x.at(-1) === 200", timeout=SLOW)
+    wait_for_step(page, "=== 200")
     xs = steps(page)
     assert xs == sorted(set(xs)), "every step once, in order"
     validation = page.evaluate("document.querySelector('.fl-loss-chart').data[2].y")
@@ -192,9 +196,7 @@ def test_reload_second_tab_stop_and_resume(page, server, open_page):
     page.locator("#resume").click()
     wait_for_state(page, "running")
     expect(page.locator("#resume")).to_be_hidden()
-    page.wait_for_function(
-        "n => document.querySelector('.fl-loss-chart').data[0].x.at(-1) > n", arg=stopped_at + 5, timeout=SLOW
-    )
+    wait_for_step(page, f"> {stopped_at + 5}")
     xs = steps(page)
     assert xs[0] <= 1 and xs == sorted(set(xs)), "one curve from the first step on"
     expect(page.locator(".fl-run-name")).to_have_text(title)
@@ -214,9 +216,7 @@ def test_a_killed_training_says_so_and_resumes(page, server):
     killed_at = max(steps(page))
     page.locator("#resume").click()
     wait_for_state(page, "running")
-    page.wait_for_function(
-        "n => document.querySelector('.fl-loss-chart').data[0].x.at(-1) > n", arg=killed_at, timeout=SLOW
-    )
+    wait_for_step(page, f"> {killed_at}")
     xs = steps(page)
     assert xs == sorted(set(xs)), "the repeated steps replace the lost ones"
     page.locator("#stop").click()

@@ -20,6 +20,7 @@
   let timer = null;
   let drawn = false;
   let phase = null;
+  let fresh = true; // The next answer begins the curve anew.
 
   function emptyCurve() {
     return { step: [], train: [], smooth: [], valStep: [], val: [], rate: [], speed: [], mean: 0, count: 0 };
@@ -149,7 +150,8 @@
       c.speed.push(columns.tokens_per_second[i]);
     });
     if (!c.step.length) return;
-    if (!drawn) {
+    if (!drawn || fresh) {
+      fresh = false;
       for (const name of Object.keys(c)) curve[name].push(...c[name]);
       draw();
       return;
@@ -210,14 +212,20 @@
 
   // ---- polling -------------------------------------------------------------------------------------------------
 
-  function restart() {
+  // Ask for everything again; what is drawn stays until the answer replaces it, so that nothing flickers.
+  function forget() {
     generation += 1;
     curve = emptyCurve();
     offset = 0;
     sampleCount = 0;
     phase = null;
+    fresh = true;
+  }
+
+  function restart() {
+    forget();
     list.replaceChildren();
-    if (window.Plotly && drawn) Plotly.purge(loss), Plotly.purge(rate), Plotly.purge(speed);
+    if (window.Plotly && drawn) for (const chart of [loss, rate, speed]) Plotly.purge(chart);
     drawn = false;
   }
 
@@ -270,9 +278,10 @@
     const goesBack = offset > 0 && steps.length && curve.step.length && steps[0] <= curve.step[curve.step.length - 1];
     if (goesBack || curve.step.length + steps.length > MAX_DRAWN) {
       // A resume repeats steps, or the curve has grown long: take the tidied history from the start.
-      restart();
+      forget();
       return schedule(0);
     }
+    if (sampleCount === 0) list.replaceChildren();
     offset = answer.offset;
     const marked = phase && phase.since_step;
     if (answer.phase) phase = answer.phase;
