@@ -286,7 +286,10 @@ def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _save_safetensors(weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Equal models become equal files: the library writes its metadata in an order that changes from run to run."""
+    path.touch()
+    usual = path.stat().st_mode
     write_safetensors(dict(weights), path, metadata=dict(metadata))
+    path.chmod(usual)  # the library lets only the owner read it, and a model is there to be shared
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))

@@ -124,6 +124,9 @@ def test_saved_and_loaded_it_writes_the_same(lm: LanguageModel, name: str, tmp_p
     assert again.evaluate(TEXT) == lm.evaluate(TEXT)
     assert repr(again) == repr(lm)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / "any").touch()
+    usual = (tmp_path / "any").stat().st_mode
+    assert all(path.stat().st_mode == usual for path in tmp_path.rglob("*") if path.is_file())
     with pytest.raises(CheckpointError, match="give a text to evaluate"):
         again.evaluate()
 
