@@ -20,6 +20,7 @@ from fundamentallm.errors import CheckpointError, ConfigError
 from fundamentallm.evaluation.evaluator import Evaluation, evaluate, evaluate_held_out
 from fundamentallm.generation import build_sampler, generate
 from fundamentallm.hub.download import find_checkpoint
+from fundamentallm.hub.gguf_export import save_gguf
 from fundamentallm.hub.model_card import Sample
 from fundamentallm.hub.publish import push
 from fundamentallm.models import BaseModel
@@ -214,9 +215,15 @@ class LanguageModel:
     # Keeping ---------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Save as a folder that ``transformers`` loads too, or as one file if ``path`` ends in .pt or .safetensors."""
+        """Save as a folder that ``transformers`` loads too, or as one file: .pt, .safetensors, or .gguf for llama.cpp.
+
+        Raises:
+            CheckpointError: It cannot be written, or llama.cpp has no such model or vocabulary.
+        """
         path = Path(path)
-        if path.suffix in (".pt", ".safetensors"):
+        if path.suffix == ".gguf":
+            save_gguf(path, self.model, self.tokenizer, self.config)
+        elif path.suffix in (".pt", ".safetensors"):
             save_file(path, self.model, self.tokenizer, self.config)
         else:
             save_checkpoint(path, self.model, self.tokenizer, self.config)

@@ -23,6 +23,7 @@ _COMMANDS = {
     "generate": ("fundamentallm.cli.generate", "Let a model write."),
     "evaluate": ("fundamentallm.cli.reports", "Measure how well a model predicts a text."),
     "info": ("fundamentallm.cli.reports", "Show what a checkpoint is."),
+    "export": ("fundamentallm.cli.push", "Write a model as one file, or as a folder for transformers."),
     "push": ("fundamentallm.cli.push", "Publish a model on the Hugging Face Hub."),
     "runs": ("fundamentallm.cli.reports", "List the runs, newest first."),
     "playground": ("fundamentallm.cli.reports", "Open the page in which all of this happens."),

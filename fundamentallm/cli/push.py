@@ -1,4 +1,4 @@
-"""``fundamentallm push``."""
+"""``fundamentallm push`` and ``export``."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def push(checkpoint: str, repo_id: str, public: bool, message: str | None) -> No
         progress=lambda description, _share: click.echo(description, err=True),
     )
     write(f"{url}\n")
+
+
+@click.command(epilog="Example: fundamentallm export runs/2026-01-31_120000-tiny-tales tales.gguf")
+@click.argument("checkpoint")
+@click.argument("path", metavar="PATH")
+@debug_option
+def export(checkpoint: str, path: str) -> None:
+    """Write the model in CHECKPOINT to PATH: one .pt, .safetensors or .gguf file (for llama.cpp), or else a folder."""
+    load_model(checkpoint).save(path)
+    write(f"{path}\n")
