@@ -52,6 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", metavar="FILE", help="a text file instead of Tiny Shakespeare")
     parser.add_argument("--megabytes", type=float, default=1000.0, help="size of the huge text (default: 1000)")
     parser.add_argument("--peer-megabytes", type=float, default=20.0, help="what the others prepare (default: 20)")
+    parser.add_argument("--tokenizers", nargs="+", default=["character", "bpe"], choices=["character", "bpe"])
     parser.add_argument("--vocab-size", type=int, default=1024, help="of byte pair encoding (default: 1024)")
     parser.add_argument("--steps", type=int, default=20, help="training steps on the huge text (default: 20)")
     parser.add_argument("--rounds", type=int, default=5)
@@ -152,7 +153,7 @@ def _measure_preparing(report: Report, text: str, options: argparse.Namespace, d
         )
 
     huge = directory / "huge.txt"
-    for tokenizer in ("character", "bpe"):
+    for tokenizer in options.tokenizers:
         # The same training on a small text shows what of the memory is the model's and the optimizer's.
         for megabytes in (1.0, options.megabytes):
             size = write_repeated(text, int(megabytes * _MEGABYTE), huge)
@@ -171,10 +172,10 @@ def _measure_preparing(report: Report, text: str, options: argparse.Namespace, d
                 if event["event"] == "step_logged" and event["metrics"]["step"] > 0
             )
             add(f"fundamentallm train, {tokenizer}", size, child, working[-1] - working[0], first_step)
-            if tokenizer == "bpe":
-                saved = place / "run" / "tokenizer.json"
 
     size = write_repeated(text, int(options.peer_megabytes * _MEGABYTE), huge)
+    saved = directory / "tokenizer.json"
+    saved.write_text(BPETokenizer.train([text], DataConfig(vocab_size=options.vocab_size)).to_json(), encoding="utf-8")
     for what, program in (("a Python dict", _WITH_A_DICT), ("tokenizers, byte pairs", _WITH_TOKENIZERS)):
         child = run_child([sys.executable, "-c", program, huge, directory / "out.bin", saved], directory)
         add(f"{what}, preparing only", size, child, child.seconds)
