@@ -332,7 +332,7 @@ def test_what_ours_cannot_be_is_refused_by_name(kind: str, changes: dict[str, An
     with pytest.raises(CheckpointError, match=named) as caught:
         load_checkpoint(edited(tmp_path, **changes))
     sentence = str(caught.value)
-    assert "\n" not in sentence and sentence.endswith((".", "'", ")")) and len(sentence) < 330, sentence
+    assert "\n" not in sentence and sentence.endswith((".", "'", ")")) and len(sentence) < 420, sentence
 
 
 def test_a_silent_config_means_the_defaults_of_transformers() -> None:
@@ -344,7 +344,10 @@ def test_a_silent_config_means_the_defaults_of_transformers() -> None:
         ("gpt2", transformers.GPT2Config()),
     ):
         spoken = theirs.to_dict()
-        assert model_config({"model_type": kind}) == model_config(spoken), kind
+        silent, told = model_config({"model_type": kind}), model_config(spoken)
+        derived = {"head_dim": told.head_width, "num_kv_heads": told.kv_heads}
+        assert silent.head_width == told.head_width and silent.kv_heads == told.kv_heads
+        assert silent.model_copy(update=derived) == told.model_copy(update=derived), kind
 
 
 def test_old_gpt2_names_and_stored_tables(tmp_path: Path) -> None:
