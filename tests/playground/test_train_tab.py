@@ -65,7 +65,7 @@ def wait_for_state(page, state: str) -> None:
 
 
 # Nothing is drawn before the first point has come.
-DRAWN_STEPS = "(document.querySelector('.fl-loss-chart').data || [{x: []}])[0].x"
+DRAWN_STEPS = "(document.querySelector('.fl-loss-chart').data?.[0]?.x ?? [])"
 
 
 def points(page) -> int:

@@ -14,7 +14,7 @@ from fundamentallm.config import Config
 COMMANDS = ("train", "generate", "evaluate", "info", "runs", "playground")
 OPTIONS = {
     "train": "--preset --config --set --run-dir --epochs --max-steps --minutes --batch-size --learning-rate --device "
-    "--seed --resume --quiet --json --debug",
+    "--seed --resume --from --quiet --json --debug",
     "generate": "--prompt --max-tokens --strategy --temperature --top-k --top-p --min-p --repetition-penalty --seed "
     "--num-samples --stop --json --interactive --debug",
     "evaluate": "--stride --json --output --debug",
