@@ -28,6 +28,7 @@ from fundamentallm.hub.model_card import CARD_MARK, Sample, model_card
 from fundamentallm.hub.publish import push
 from fundamentallm.language_model import LanguageModel
 from fundamentallm.models import build_model
+from fundamentallm.training.further import further_config, starting_point
 
 TEXT = "Once upon a time a fox met a hen. They sang la la la and went home.\n" * 60
 SECRET = "hf_secretOfAlice0123456789"
@@ -376,6 +377,12 @@ def test_training_further_starts_where_the_checkpoint_is(trained: LanguageModel,
     # One slow step away from where it began.
     for ours, theirs in zip(lm.model.parameters(), trained.model.parameters(), strict=True):
         assert torch.allclose(ours, theirs, atol=0.05)
+    # It is resumed like any other, although the checkpoint it began with may be gone.
+    resumed = fl.train(resume=tmp_path / "further", max_steps=2)
+    assert resumed.config.model == expected and (tmp_path / "further" / "checkpoints" / "step-000002").is_dir()
+    # Its own settings are taken as they are where its config.yaml is used again.
+    again = further_config(starting_point(str(run)), file=tmp_path / "further" / "config.yaml")
+    assert again.training == resumed.config.training
     with pytest.raises(ConfigError, match=r"model\.num_layers comes with the checkpoint's weights and is 1"):
         fl.train(new, preset="small", from_checkpoint=run, values={"model": {"num_layers": 2}})
     with pytest.raises(CheckpointError, match="There is no checkpoint"):
