@@ -219,12 +219,17 @@ def _at_a_terminal(arguments: list[str], directory: Path, dialogue: list[tuple[s
         start_new_session=True,
     )
     os.close(inside)
-    screen, seen, end = "", 0, time.monotonic() + 60
+    screen, seen, last, end = "", 0, "", time.monotonic() + 60
+    typed = time.monotonic()
     while time.monotonic() < end:
         if dialogue and dialogue[0][0] in screen[seen:]:
             seen = len(screen)
             time.sleep(0.3)  # prompt_toolkit has to have drawn its line
-            os.write(terminal, dialogue.pop(0)[1].encode())
+            last, typed = dialogue.pop(0)[1], time.monotonic()
+            os.write(terminal, last.encode())
+        elif not dialogue and last and time.monotonic() > typed + 3:
+            typed = time.monotonic()  # what is typed before the prompt is drawn can get lost: a person types it again
+            os.write(terminal, last.encode())
         if select.select([terminal], [], [], 0.1)[0]:
             try:
                 screen += os.read(terminal, 1 << 16).decode(errors="replace")
