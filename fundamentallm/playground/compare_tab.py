@@ -187,8 +187,9 @@ def build(context: PlaygroundContext) -> None:
     )
     blocks = gr.context.Context.root_block
     assert blocks is not None, "build is called inside gr.Blocks"
+    chosen = [blocks.load, context.run_selector.change, context.condition.change]
     gr.on(
-        [blocks.load, context.run_selector.change, prompt.change, *(knob.change for knob in knobs)],
+        [*chosen, prompt.change, *(knob.change for knob in knobs)],
         next_tokens,
         [context.run_selector, context.visitor_secret, prompt, *knobs],
         next_token,

@@ -113,7 +113,7 @@ def build(context: PlaygroundContext) -> None:
     blocks = gr.context.Context.root_block
     assert blocks is not None, "build is called inside gr.Blocks"
     gr.on(
-        [blocks.load, context.run_selector.change],
+        [blocks.load, context.run_selector.change, context.condition.change],
         show_stored,
         [context.run_selector, context.visitor_secret],
         [numbers, chart, surprise],

@@ -167,6 +167,8 @@ class PlaygroundContext:
     """Input of every handler that takes a run id; pass it to ``Visitor.of(secret, request)``."""
     tabs: gr.Tabs
     """Update with ``gr.Tabs(selected="train")``: ids corpus, train, compare, evaluate."""
+    condition: gr.Textbox
+    """The header's: its change event says that the chosen run has got a model, or has ended."""
 
 
 @dataclass(frozen=True)
