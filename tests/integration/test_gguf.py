@@ -128,5 +128,17 @@ def test_llama_cpp_computes_the_same(name: str, tmp_path: Path) -> None:
     ours = lm.model(torch.tensor([tokens])).detach()[0]
     logits = torch.tensor(theirs.scores[: len(tokens)])
     assert math.isfinite(float(logits.sum()))
-    torch.testing.assert_close(logits, ours, atol=2e-2, rtol=2e-2)
+    # llama.cpp keeps its cache of keys and values in 16 bits.
+    torch.testing.assert_close(logits, ours, atol=5e-3, rtol=5e-3)
     assert logits.argmax(-1).tolist() == ours.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama3"])
+def test_llama_cpp_reads_vocabularies_from_elsewhere(kind: str, tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    tokenizer = ForeignTokenizer(*FOREIGN[kind])
+    model_of({"qk_norm": False}, tokenizer).save(tmp_path / "m.gguf")
+    theirs = llama_cpp.Llama(str(tmp_path / "m.gguf"), n_ctx=32, vocab_only=True, verbose=False)
+    for text in (TEXT, "la\n\n la  la 12345!?\n", " x"):
+        assert theirs.tokenize(text.encode(), add_bos=False) == tokenizer.encode(text).tolist()
+        assert theirs.tokenize(text.encode()) == [*tokenizer.prefix, *tokenizer.encode(text).tolist()]
