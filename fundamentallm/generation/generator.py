@@ -57,7 +57,8 @@ def generate(
         logits = _next_logits(model, unread, cache)
         chosen = _choose(samplers, logits, draws[:, step], tokens if needs_history else None)
         unread = chosen[:, None]
-        tokens = torch.cat((tokens, unread), dim=1)[:, -cache.capacity :]
+        if needs_history:
+            tokens = torch.cat((tokens, unread), dim=1)[:, -cache.capacity :]
         new = chosen.tolist()
         for window, token in zip(windows, new, strict=True):
             window.append(token)

@@ -151,6 +151,10 @@ class FilteringSampler(BaseSampler):
 class GreedySampler(FilteringSampler):
     """Always the likeliest token (after a repetition penalty, if any)."""
 
+    def sample(self, logits: Tensor, draw: Tensor, history: Tensor | None = None) -> Tensor:
+        """See :meth:`BaseSampler.sample`; there is nothing to draw."""
+        return self.probabilities(logits, history).argmax(dim=-1) if self.needs_history else logits.argmax(dim=-1)
+
     @classmethod
     def from_config(cls, config: GenerationConfig) -> Self:
         """See :meth:`BaseSampler.from_config`."""

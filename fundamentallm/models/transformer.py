@@ -31,32 +31,40 @@ from fundamentallm.models.base import BaseModel
 from fundamentallm.models.kv_cache import KVCache
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines of the angles by which queries and keys are turned, each (T, D)."""
+"""Cosines and signed sines of the angles by which queries and keys are turned, each (T, D)."""
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / rms(x) · g, in the arithmetic of x: under autocast queries and keys are bfloat16, the gains float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of ``x``."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps)
 
 
 def build_norm(width: int, config: ModelConfig) -> nn.Module:
-    """RMSNorm, x / rms(x) · g, or LayerNorm, which also removes the mean (Ba et al. 2016)."""
+    """RMSNorm, or LayerNorm, which also removes the mean (Ba et al. 2016)."""
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(width, eps=config.norm_epsilon)
+        return RMSNorm(width, eps=config.norm_epsilon)
     return nn.LayerNorm(width, eps=config.norm_epsilon, bias=config.bias)
 
 
 def rotary_tables(positions: Tensor, head_width: int, theta: float) -> Rotation:
-    """Cosines and sines, each (T, D), of the angles ``position · theta^(-2i/D)``; Su et al. 2021, equation 15.
+    """Cosines and signed sines, each (T, D), of the angles ``position · theta^(-2i/D)``; Su et al. 2021, equation 15.
 
-    Both halves of a head carry the same angles: component i is turned together with component i + D/2.
+    Both halves of a head carry the same angles: component i is turned together with component i + D/2. The first
+    half's sines are negative, which is the sign the second component enters the first with.
     """
     exponents = torch.arange(0, head_width, 2, device=positions.device) / head_width
     angles = torch.outer(positions.float(), theta**-exponents)  # (T, D/2)
-    angles = torch.cat((angles, angles), dim=-1)  # (T, D)
-    return angles.cos(), angles.sin()
+    cosines, sines = angles.cos(), angles.sin()
+    return torch.cat((cosines, cosines), dim=-1), torch.cat((-sines, sines), dim=-1)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn every pair of components of ``x`` (..., T, D) by its position's angle."""
     cosines, sines = rotation
-    first, second = x.chunk(2, dim=-1)
-    return x * cosines + torch.cat((-second, first), dim=-1) * sines
+    return torch.addcmul(x * cosines, x.roll(x.size(-1) // 2, -1), sines)
 
 
 def sinusoidal_table(length: int, width: int) -> Tensor:
@@ -93,8 +101,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    mixed: Tensor = F.dropout(scores.softmax(dim=-1), dropout) @ v
+    mixed: Tensor = drop(scores.softmax(dim=-1), dropout) @ v
     return mixed
+
+
+def drop(x: Tensor, probability: float) -> Tensor:
+    """Dropout (Srivastava et al. 2014), without the cost of a module call where there is none to do."""
+    return F.dropout(x, probability) if probability else x
 
 
 class Attention(nn.Module):
@@ -164,14 +177,15 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.feed_forward_norm = build_norm(config.d_model, config)
         self.feed_forward = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
 
     def forward(
         self, x: Tensor, rotation: Rotation | None, cache: KVCache | None, layer: int, mask: Tensor | None
     ) -> Tensor:
         """One layer of the residual stream, (B, T, C)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, cache, layer, mask))
-        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        dropout = self.dropout if self.training else 0.0
+        x = x + drop(self.attention(self.attention_norm(x), rotation, cache, layer, mask), dropout)
+        x = x + drop(self.feed_forward(self.feed_forward_norm(x)), dropout)
         return x
 
 
@@ -184,7 +198,6 @@ class Transformer(BaseModel):
         self.rolls = config.pos_encoding in ("rope", "none")
         self.embedding = nn.Embedding(self.vocab_size, width)
         self.positions = nn.Embedding(length, width) if config.pos_encoding == "learned" else None
-        self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final_norm = build_norm(width, config)
         self.head = nn.Linear(width, self.vocab_size, bias=False)
@@ -218,7 +231,7 @@ class Transformer(BaseModel):
         length, start = tokens.size(1), 0 if cache is None else cache.length
         if start + length > self.config.sequence_length and not (self.rolls and length == 1):
             raise ValueError(f"{start + length} tokens exceed the context of {self.config.sequence_length}")
-        x = self.dropout(self._embed(tokens, start, cache))  # (B, T, C)
+        x = drop(self._embed(tokens, start, cache), self.config.dropout if self.training else 0.0)  # (B, T, C)
         rotation = self._rotation(start, start + length, x)
         mask = None if cache is None else cache.mask(length)
         for layer, block in enumerate(self.blocks):

@@ -192,7 +192,7 @@ class Trainer:
         self._log(train_loss, val_loss, tokens_per_second)
         if evaluates:
             self._sample()
-            reason = reason or self._reached(val_loss)
+            reason = self._reached(val_loss) or reason  # reached with the last step is reached
         if saves or is_best or reason is not None:
             self._save(is_best)
         self._logged_tokens, self._training_since = self.counters.tokens, time.perf_counter()
