@@ -16,7 +16,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: run install install-dev test test-cov lint format format-check docs benchmarks clean help
+.PHONY: run install install-dev test test-cov lint format format-check docs clean help
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ format: $(VENV)/.installed-dev ## Rewrite the code in the project's format
 
 format-check: $(VENV)/.installed-dev ## Fail if `make format` would change anything
 	@$(BIN)/ruff format --check .
+
+docs: $(VENV)/.installed-dev ## Write docs/configuration.md and docs/api-reference.md anew from the code
+	@$(BIN)/python docs/build_reference.py
 
 clean: ## Remove the virtual environment and all caches; runs stay
 	rm -rf $(VENV) build dist htmlcov .coverage* coverage.xml .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from fundamentallm import registry
 from fundamentallm.errors import ConfigError
 
 # In a wheel the YAML files lie inside the package, in a clone beside it.
@@ -190,8 +192,8 @@ class TrainingConfig(_Section):
 class GenerationConfig(_Section):
     """How text is drawn from the model."""
 
-    strategy: Literal["auto", "greedy", "temperature", "top-k", "top-p", "min-p"] = "auto"
-    """`greedy`, `temperature`, `top-k`, `top-p` or `min-p`; `auto` uses every filter that is set."""
+    strategy: str = "auto"
+    """`greedy`, `temperature`, `top-k`, `top-p`, `min-p` or a plugin's; `auto` uses every filter that is set."""
     max_tokens: int = Field(200, ge=1, le=1_000_000)
     """Number of tokens to write."""
     temperature: float = Field(0.8, ge=0.0, le=100.0)
@@ -208,6 +210,15 @@ class GenerationConfig(_Section):
     """Makes the text repeatable; a new one each time when not given."""
     stop_sequences: tuple[str, ...] = ()
     """Writing ends when one of these appears; it is not part of the text."""
+
+    @field_validator("strategy")
+    @classmethod
+    def _is_registered(cls, strategy: str) -> str:
+        if strategy != "auto" and strategy not in registry.samplers:
+            raise PydanticCustomError(
+                "strategy", "Input should be one of auto, " + ", ".join(sorted(registry.samplers))
+            )
+        return strategy
 
     @model_validator(mode="after")
     def _no_empty_stop(self) -> Self:

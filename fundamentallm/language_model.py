@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, TypedDict, Unpack, overload
+from typing import TypedDict, Unpack, overload
 
 import torch
 
@@ -29,13 +29,11 @@ from fundamentallm.training.callbacks import BaseCallback
 from fundamentallm.training.further import further_config, inherited, require_same_shape, starting_point
 from fundamentallm.training.session import run_training
 
-Strategy = Literal["auto", "greedy", "temperature", "top-k", "top-p", "min-p"]
-
 
 class GenerationOptions(TypedDict, total=False):
     """The fields of :class:`GenerationConfig`, as keyword arguments; those not given keep the model's own defaults."""
 
-    strategy: Strategy
+    strategy: str
     max_tokens: int
     temperature: float
     top_k: int | None

@@ -52,7 +52,7 @@ class Registry:
         return iter(tuple(self._classes))
 
     def __contains__(self, name: object) -> bool:
-        return name in tuple(self)
+        return name in self._classes or name in tuple(self)
 
 
 _plugins_loaded = False

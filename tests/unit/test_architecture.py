@@ -13,9 +13,9 @@ import fundamentallm
 
 PACKAGE = Path(fundamentallm.__file__).parent
 # Rooms by floor, as in docs/architecture.md. A room may use itself and every floor below its own.
-FLOORS = {
+FLOORS: dict[str, float] = {
     "errors": 0,
-    "registry": 1,
+    "registry": 0.5,
     "config": 1,
     "devices": 1,
     "hub_access": 1,

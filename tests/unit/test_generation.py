@@ -161,6 +161,7 @@ def test_third_party_samplers_are_found(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(registry.samplers, "_classes", dict(registry.samplers._classes))
     registry.samplers.add("last", Last)
     assert registry.samplers.get("last") is Last
+    assert isinstance(build_sampler(GenerationConfig(strategy="last")), Last)
     with pytest.raises(ConfigError, match="already taken"):
         registry.samplers.add("greedy", Last)
 
