@@ -97,16 +97,18 @@ def build(context: PlaygroundContext) -> None:
             prompt = checked_prompt(prompt)
             wanted = column_settings(settings, length, temperature, top_k, top_p, seed)
             note = unknown_note(model, prompt)
+            # Repeated with every update: of two that arrive at once, the page draws the later one only.
+            noted = notices(note) if note else notices()
             busy = [gr.update(interactive=False), gr.update(visible=True)]
-            comparison = Comparison(prompt, wanted)
-            yield [comparison.view("running"), notices(note) if note else notices(), *busy]
+            comparison = Comparison(prompt, wanted, run_id)
+            yield [comparison.view("running"), noted, *busy]
             last = time.monotonic()
             for pieces in model.compare(prompt, wanted, seed=seed):
                 comparison.add(pieces)
                 if time.monotonic() - last >= _SECONDS_BETWEEN_UPDATES:
-                    yield [comparison.view("running"), *[gr.skip()] * 3]
+                    yield [comparison.view("running"), noted, gr.skip(), gr.skip()]
                     last = time.monotonic()
-            yield [comparison.view("done"), gr.skip(), *_idle()]
+            yield [comparison.view("done"), noted, *_idle()]
         except FundamentaLLMError as error:
             yield [gr.skip(), notices(str(error), kind="error"), *_idle()]
 
@@ -178,8 +180,8 @@ def build(context: PlaygroundContext) -> None:
     )
     # What another model wrote shall not stand under this one's name.
     context.run_selector.change(
-        lambda: [_waiting(), notices()],
-        None,
+        _without_another_models,
+        [context.run_selector, columns],
         [columns, warnings],
         queue=False,
         show_progress="hidden",
@@ -222,8 +224,9 @@ def _form(cap: int) -> tuple[gr.Textbox, gr.Slider, gr.Slider, gr.Slider, gr.Sli
 class Comparison:
     """What has been written so far in each column, and where each leaves the greedy one."""
 
-    def __init__(self, prompt: str, settings: Sequence[GenerationConfig]) -> None:
+    def __init__(self, prompt: str, settings: Sequence[GenerationConfig], model: str) -> None:
         self.prompt = prompt
+        self.model = model
         self.settings = settings
         self.texts = ["" for _ in settings]
         self._run = secrets.token_hex(4)
@@ -258,7 +261,7 @@ class Comparison:
                 elif state == "done":
                     column["parting"] = "The same as greedy"
             columns.append(column)
-        return {"prompt": self.prompt, "columns": columns, "state": state, "run": self._run}
+        return {"prompt": self.prompt, "columns": columns, "state": state, "run": self._run, "model": self.model}
 
     def _speed(self, index: int) -> str:
         seconds = self._finished[index] - self._started
@@ -313,6 +316,13 @@ def _waiting() -> dict[str, object]:
     }
     columns = [{"name": _TITLES[name], "how": explained[name], "text": ""} for name in STRATEGIES]
     return {"prompt": "", "columns": columns, "state": "empty"}
+
+
+def _without_another_models(run_id: str, view: dict[str, object] | None) -> list[object]:
+    """Empty columns, unless what they show was written by the chosen model: a page that opens says so late."""
+    if (view or {}).get("model") in (None, run_id):
+        return [gr.skip(), gr.skip()]
+    return [_waiting(), notices()]
 
 
 def _stopped(view: dict[str, object] | None) -> list[object]:

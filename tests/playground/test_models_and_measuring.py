@@ -155,7 +155,7 @@ def test_the_columns_differ_only_in_how_they_choose():
 
 
 def test_where_a_column_leaves_greedy():
-    comparison = Comparison("p", [GenerationConfig(strategy=strategy) for strategy in STRATEGIES])
+    comparison = Comparison("p", [GenerationConfig(strategy=strategy) for strategy in STRATEGIES], "m")
     for pieces in (["a", "a", "a", "x"], ["b", "b", "c", "y"], ["c", "", "d", "z"]):
         comparison.add(pieces)
     view = comparison.view("done")
