@@ -324,7 +324,7 @@ def test_the_playground_without_a_browser_measures_the_command_alone(run, monkey
 
 @pytest.mark.skipif(
     not os.environ.get("FUNDAMENTALLM_TEST_BROWSER_BENCHMARK"),
-    reason="set FUNDAMENTALLM_TEST_BROWSER_BENCHMARK=1 to run it: it can wait minutes for the page's estimate to settle",
+    reason="set FUNDAMENTALLM_TEST_BROWSER_BENCHMARK=1 to run it: it can wait minutes for the page's estimate",
 )
 def test_the_playground_with_a_browser(run):
     pytest.importorskip("playwright", reason="playwright is not installed")
