@@ -130,25 +130,11 @@ def build(context: PlaygroundContext) -> None:
     knobs = [temperature, top_k, top_p]
     inputs = [context.run_selector, context.visitor_secret, prompt, length, *knobs, seed]
     outputs = [columns, warnings, write, stop]
-    streams: list[Any] = []
-    for trigger in (write.click, prompt.submit):
-        streams.append(
-            trigger(
-                stream,
-                inputs,
-                outputs,
-                show_progress="hidden",
-                trigger_mode="once",
-                concurrency_limit=4,
-                concurrency_id="writing",
-                api_visibility="private",
-            )
-        )
     reseed = again.click(
         None, None, seed, js="() => Math.floor(Math.random() * 1000000)", queue=False, api_visibility="private"
     )
-    streams.append(
-        reseed.then(
+    streams: list[Any] = [
+        trigger(
             stream,
             inputs,
             outputs,
@@ -158,7 +144,8 @@ def build(context: PlaygroundContext) -> None:
             concurrency_id="writing",
             api_visibility="private",
         )
-    )
+        for trigger in (write.click, prompt.submit, reseed.then)
+    ]
     # A crash leaves the buttons as they were while it ran.
     for event in streams:
         event.failure(
