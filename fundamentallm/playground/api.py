@@ -43,7 +43,7 @@ class Endpoints:
         minutes: float = 1.0,
         settings: dict | None = None,  # type: ignore[type-arg]
     ) -> str:
-        """Start a training and return its run id; settings are paths and values, as in {"training.seed": 1}."""
+        """Start a training, or let it wait for a place, and return its run id; settings as in {"training.seed": 1}."""
         with shown_to_the_user():
             run = jobs.start_training(
                 self._settings,
@@ -57,16 +57,16 @@ class Endpoints:
             return run.id
 
     def run_status(self, request: gr.Request, run_id: str) -> dict:  # type: ignore[type-arg]
-        """State, step, losses, progress and time left of a run, and its final numbers when it has ended."""
+        """State, step, losses, progress, time left or place in the line of a run, and its final numbers at the end."""
         with shown_to_the_user():
-            return jobs.status_dict(self._settings.open_run(run_id, Visitor.of(None, request)))
+            return jobs.status_dict(self._settings, self._settings.open_run(run_id, Visitor.of(None, request)))
 
     def stop_training(self, request: gr.Request, run_id: str) -> dict:  # type: ignore[type-arg]
-        """Ask a training to save its work and stop; returns the run's status."""
+        """Ask a training to save its work and stop, or to wait no longer; returns the run's status."""
         with shown_to_the_user():
             visitor = Visitor.of(None, request)
             jobs.stop_training(self._settings, visitor, run_id)
-            return jobs.status_dict(self._settings.open_run(run_id, visitor))
+            return jobs.status_dict(self._settings, self._settings.open_run(run_id, visitor))
 
     def compare(
         self,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from fundamentallm.errors import FundamentaLLMError
 from fundamentallm.playground.settings import PlaygroundSettings, Visitor
 from fundamentallm.runs.run_directory import RunDirectory
+from fundamentallm.runs import waiting_line
 
 Row = Mapping[str, object]
 COLUMNS = ("step", "train_loss", "val_loss", "learning_rate", "tokens_per_second", "elapsed_seconds")
@@ -114,7 +115,11 @@ def answer_tail(settings: PlaygroundSettings, question: object) -> dict[str, Any
         run, asked = _opened(settings, question)
     except FundamentaLLMError as error:
         return {"error": str(error)}
-    return tail(run, _count(asked.get("offset")), _count(asked.get("samples")))
+    answer = tail(run, _count(asked.get("offset")), _count(asked.get("samples")))
+    place = waiting_line.place_of(run, settings.limits.trainings_in_total)
+    if place is not None and answer["status"]["state"] == "waiting":
+        answer["status"]["sentence"] = place.sentence
+    return answer
 
 
 def tail(run: RunDirectory, offset: int, known_samples: int) -> dict[str, Any]:
@@ -180,7 +185,8 @@ def _sentence(run: RunDirectory) -> str:
         return status.message or "Getting ready: reading the text and building the model."
     if status.state == "stopping":
         return "Saving what it has learnt, then stopping."
-    if status.state == "failed":
+    never_began = status.state == "stopped" and not status.step and status.message
+    if status.state == "failed" or never_began:
         return status.message or "Training failed: the log in the run directory says why."
     loss = (run.evaluation() or {}).get("loss")
     measured = f", with a loss of {loss:.3f} on all of the unseen text" if isinstance(loss, float) else ""

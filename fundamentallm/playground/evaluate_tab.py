@@ -98,6 +98,7 @@ def build(context: PlaygroundContext) -> None:
                     yield [{"progress": step.share, "doing": step.doing, "run": token}, *[gr.skip()] * 4]
                 else:
                     about = "Measured on " + ("the held-out part of its corpus." if chosen is None else "your text.")
+                    about = f"{about} {step.get('note', '')}".strip()
                     yield [view(step, about), rungs(step), surprises(surprise_of(subject)), *_idle()]
         except FundamentaLLMError as error:
             yield [{"error": str(error)}, {}, {}, *_idle()]

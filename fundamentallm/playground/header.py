@@ -19,6 +19,7 @@ from fundamentallm.playground.theme import asset
 from fundamentallm.runs.run_directory import RunDirectory
 
 _LABELS = {
+    "waiting": "Waiting",
     "starting": "Getting ready",
     "running": "Learning",
     "stopping": "Stopping",
@@ -125,22 +126,15 @@ def wire(page: gr.Blocks, settings: PlaygroundSettings, visitor_secret: gr.Brows
         show_progress="hidden",
         api_visibility="private",
     )
-    parts.run_selector.input(
-        choose,
-        [parts.run_selector, visitor_secret],
-        [parts.status, parts.stop, parts.condition],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
-    parts.stop.click(
-        stop,
-        [parts.run_selector, visitor_secret],
-        [parts.status, parts.stop, parts.condition],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    for trigger, handler in ((parts.run_selector.input, choose), (parts.stop.click, stop)):
+        trigger(
+            handler,
+            [parts.run_selector, visitor_secret],
+            [parts.status, parts.stop, parts.condition],
+            queue=False,
+            show_progress="hidden",
+            api_visibility="private",
+        )
 
 
 def selector_choices(runs: Sequence[RunDirectory]) -> list[list[str]]:
@@ -157,16 +151,18 @@ def refreshed_selector(settings: PlaygroundSettings, visitor: Visitor, run_id: s
 
 
 def first_choice(runs: Sequence[RunDirectory]) -> str:
-    """What a freshly opened page shows: the training under way, else the newest run, else the bundled model."""
-    active = next((run.id for run in runs if run.status().is_active), None)
+    """What a freshly opened page shows: a training under way or waiting, else the newest run or the bundled model."""
+    states = {run.id: run.status() for run in runs}
+    active = next((run_id for run_id, status in states.items() if status.is_active), None)
+    active = active or next((run_id for run_id, status in states.items() if status.state == "waiting"), None)
     fallback = BUNDLED_ID if bundled_checkpoint() is not None else NO_RUN
     return active or (runs[0].id if runs else fallback)
 
 
 def run_label(run: RunDirectory, *, marked: bool = True) -> str:
-    """A run's name for people: what it learned from, and when; marked when it is at work or failed."""
+    """A run's name for people: what it learned from, and when; marked when it waits, is at work, or failed."""
     match = re.fullmatch(r"(\d{4})-(\d\d)-(\d\d)_(\d\d)(\d\d)\d\d-(.+)", run.id)
-    marks = {"starting": "● ", "running": "● ", "stopping": "● ", "failed": "✕ "}
+    marks = {"waiting": "○ ", "starting": "● ", "running": "● ", "stopping": "● ", "failed": "✕ "}
     mark = marks.get(run.status().state, "") if marked else ""
     if match is None:
         return mark + run.id
@@ -196,6 +192,9 @@ def shown_state(settings: PlaygroundSettings, run_id: str | None, visitor: Visit
         "message": status.message,
         "note": f"best loss {best:.3f}" if best is not None and not status.is_active else "",
     }
-    can_stop = status.state in ("starting", "running")
+    place = jobs.place_of(settings, run) if status.state == "waiting" else None
+    if place is not None:
+        view |= {"note": place.phrase, "message": place.sentence}
+    can_stop = status.state in ("waiting", "starting", "running")
     condition = json.dumps([run.id, status.state, run.has_checkpoint])
-    return json.dumps(view), gr.update(interactive=can_stop), condition
+    return json.dumps(view), gr.update(interactive=can_stop, value="Stop" if place is None else "Cancel"), condition

@@ -25,10 +25,11 @@ from fundamentallm.errors import ConfigError, CorpusError, RunError
 from fundamentallm.playground.corpus_tab import chosen_corpus
 from fundamentallm.playground.settings import SOURCE_PASTE, SOURCE_UPLOAD, PlaygroundSettings, Visitor, running
 from fundamentallm.playground.train_form import FIELDS, corpus_title
-from fundamentallm.runs import launcher
+from fundamentallm.runs import launcher, waiting_line
 from fundamentallm.runs.run_directory import RunDirectory, list_runs
+from fundamentallm.runs.waiting_line import Place
 
-# Counting the running trainings and adding one must not interleave with another visitor's.
+# Counting the trainings, and adding one or letting one leave, must not interleave with another visitor's.
 _starting = threading.Lock()
 _TEXT_FOLDER = "text"
 _SAMPLE_CHARACTERS = 300_000
@@ -62,7 +63,7 @@ def start_training(
     minutes: float = 1.0,
     overrides: Mapping[str, object] | None = None,
 ) -> RunDirectory:
-    """Start a training in its own process and a run directory of its own.
+    """Start a training in its own process and a run directory of its own, or let it wait for a place there.
 
     Args:
         settings: Where runs are kept, and the caps.
@@ -83,7 +84,7 @@ def start_training(
     _check_model_size(settings, config, _vocabulary_size(corpus, config))
     _require_owner(settings, visitor)
     with _starting, _writable():
-        _check_running(settings, visitor)
+        _check_places(settings, visitor)
         shown = _arguments(_shown_sources(source, files), preset, minutes, overrides or {})
         name = source if source not in (SOURCE_PASTE, SOURCE_UPLOAD) else Path(corpus_title(source, files)).stem
         run = RunDirectory.create(
@@ -93,7 +94,7 @@ def start_training(
             settings.claim(run, visitor)
             sources = _kept_sources(run, source, text, files)
             run.write_config(config.with_values(data={"source": sources}))
-            launcher.start(_arguments(sources, preset, minutes, overrides or {}), run)
+            _start_or_wait(settings, run, _arguments(sources, preset, minutes, overrides or {}))
         except BaseException:
             shutil.rmtree(run.path, ignore_errors=True)
             raise
@@ -104,34 +105,65 @@ def resume_training(settings: PlaygroundSettings, visitor: Visitor, run_id: obje
     """Continue a stopped or failed run from its last checkpoint, or from the beginning if it has none.
 
     Raises:
-        RunError: It is still at work, is finished, or is not this visitor's.
+        RunError: It is still at work, waits, is finished, or is not this visitor's.
     """
     run = settings.open_run(run_id, visitor)
-    with _starting:
-        if run.status().is_active:
+    with _starting, _writable():
+        status = run.status()
+        if status.is_active:
             raise RunError("This run is still at work: stop it first.")
-        if run.status().state == "finished":
+        if status.state == "waiting":
+            raise RunError("This run is in the waiting line already: it starts by itself.")
+        if status.state == "finished":
             raise RunError("This run is finished: start a new one to train longer.")
-        _check_running(settings, visitor)
-        launcher.start(launcher.train_command(resume=run.path), run)
+        _check_places(settings, visitor)
+        _start_or_wait(settings, run, launcher.train_command(resume=run.path))
     return run
 
 
+def start_waiting(settings: PlaygroundSettings) -> list[RunDirectory]:
+    """Start the trainings that wait and for which there is a place by now; returns them."""
+    with _starting:
+        limits = settings.limits
+        return waiting_line.start_next(
+            settings.runs_directory, limits.trainings_in_total, threads=limits.threads_per_training
+        )
+
+
 def stop_training(settings: PlaygroundSettings, visitor: Visitor, run_id: object) -> None:
-    """Ask a training to save and stop; one that has ended already stays as it is.
+    """Ask a training to save and stop; one that waits leaves the line, one that has ended stays as it is.
 
     Raises:
         RunError: There is no such run for this visitor.
     """
-    launcher.stop(settings.open_run(run_id, visitor))
+    run = settings.open_run(run_id, visitor)
+    with _starting, _writable():
+        waiting_line.leave(run)
+        launcher.stop(run)
 
 
-def status_dict(run: RunDirectory) -> dict[str, Any]:
-    """The status of a run as plain values, for the API: what ``status.json`` says, its id, and its final numbers."""
+def place_of(settings: PlaygroundSettings, run: RunDirectory) -> Place | None:
+    """Where a run stands in the waiting line; None when it does not wait."""
+    return waiting_line.place_of(run, settings.limits.trainings_in_total)
+
+
+def status_dict(settings: PlaygroundSettings, run: RunDirectory) -> dict[str, Any]:
+    """The status of a run as plain values, for the API: what ``status.json`` says, its id, and its final numbers.
+
+    ``place``, ``waiting`` and ``starts_in_seconds`` say where it stands in the line, and are None unless it waits.
+    """
     status = run.status().as_dict()
     for private in ("pid", "pid_created"):
         status.pop(private, None)
-    return {"run_id": run.id, **status, "evaluation": run.evaluation()}
+    place = place_of(settings, run) if status["state"] == "waiting" else None
+    return {
+        "run_id": run.id,
+        **status,
+        "place": place and place.number,
+        "waiting": place and place.waiting,
+        "starts_in_seconds": place and place.seconds,
+        "evaluation": run.evaluation(),
+    }
 
 
 def resolve(settings: PlaygroundSettings, preset: str, minutes: float, overrides: Mapping[str, object]) -> Config:
@@ -267,16 +299,34 @@ def _require_owner(settings: PlaygroundSettings, visitor: Visitor) -> None:
         raise RunError("This page cannot tell whose training this would be: allow it to store data, and reload.")
 
 
-def _check_running(settings: PlaygroundSettings, visitor: Visitor) -> None:
+def _check_places(settings: PlaygroundSettings, visitor: Visitor) -> None:
+    """Refuse a visitor's second training, and one for which there is no room even in the line."""
     limits = settings.limits
     if limits.trainings_per_visitor is not None:
-        mine = sum(1 for _ in running(settings.visible_runs(visitor)))
-        if mine >= limits.trainings_per_visitor:
-            raise RunError("Your other training is still at work: wait for it, or stop it first.")
-    if limits.trainings_in_total is not None:
-        everyone = sum(1 for _ in running(list_runs(settings.runs_directory)))
-        if everyone >= limits.trainings_in_total:
-            raise RunError("All places for trainings are taken at the moment: try again in a few minutes.")
+        states = [run.status() for run in settings.visible_runs(visitor)]
+        if sum(status.is_active or status.state == "waiting" for status in states) >= limits.trainings_per_visitor:
+            other = "waits for its turn" if any(s.state == "waiting" for s in states) else "is still at work"
+            raise RunError(f"Your other training {other}: wait for it, or stop it first.")
+    waiting = len(waiting_line.waiting_runs(settings.runs_directory))
+    if limits.trainings_waiting is not None and waiting >= limits.trainings_waiting and not _has_place(settings):
+        raise RunError("Even the waiting line is full at the moment: try again in some minutes.")
+
+
+def _has_place(settings: PlaygroundSettings, besides: RunDirectory | None = None) -> bool:
+    """Whether one more training may start now: a place is free, and nobody waits for it."""
+    places = settings.limits.trainings_in_total
+    if places is None:
+        return True
+    others = [run for run in list_runs(settings.runs_directory) if besides is None or run.id != besides.id]
+    return sum(1 for _ in running(others)) < places and not waiting_line.waiting_runs(settings.runs_directory)
+
+
+def _start_or_wait(settings: PlaygroundSettings, run: RunDirectory, arguments: Sequence[str]) -> None:
+    if _has_place(settings, besides=run):
+        launcher.start(arguments, run, threads=settings.limits.threads_per_training)
+    else:
+        minutes = run.config().training.max_minutes
+        waiting_line.join(run, arguments, None if minutes is None else 60 * minutes)
 
 
 def _shown_sources(source: str, files: Sequence[str] | None) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class Subject:
     def previous_token(self) -> int | None:
         """The training token directly before the text, if it is the held-out part."""
         return None if self.previous is None or not len(self.previous) else int(self.previous[-1])
+    note: str = ""
+    """What the reader must know: that only the beginning is measured."""
 
 
 def subject_of(settings: PlaygroundSettings, run_id: object, visitor: Visitor, text: str | None) -> Subject:
@@ -65,13 +67,31 @@ def subject_of(settings: PlaygroundSettings, run_id: object, visitor: Visitor, t
         prepared = open_prepared(directory)
     except FundamentaLLMError:
         if text is None:
+    cap = settings.limits.evaluated_tokens
             raise CorpusError("The training text of this run is gone: paste a text to measure on.") from None
-        return Subject(model, text, model.tokenizer.encode(text), None, None)
+        return _given(model, text, None, cap)
     train = prepared.train.tokens
     if text is not None:
-        return Subject(model, text, model.tokenizer.encode(text), None, train)
+        return _given(model, text, train, cap)
     held_out = (directory / "tokens" / "validation.txt").read_text(encoding="utf-8")
-    return Subject(model, held_out, prepared.validation.tokens, train[-2:], train)
+    tokens = prepared.validation.tokens
+    if cap is not None and len(tokens) > cap:
+        return replace(_given(model, held_out, train, cap), previous=train[-2:])
+    return Subject(model, held_out, tokens, train[-2:], train)
+
+
+def _given(model: LanguageModel, text: str, train: npt.NDArray[Any] | None, cap: int | None) -> Subject:
+    """A text of any length, or its beginning: as many characters as ``cap``, and no more tokens than that."""
+    beginning = text[:cap]
+    tokens = model.tokenizer.encode(beginning)
+    # Only where a character is several tokens.
+    while cap is not None and len(tokens) > cap:
+        beginning = beginning[: len(beginning) * cap // len(tokens)]
+        tokens = model.tokenizer.encode(beginning)
+    if len(beginning) == len(text):
+        return Subject(model, text, tokens, None, train)
+    note = f"This page measures the beginning of a long text: its first {len(beginning):,} characters."
+    return Subject(model, beginning, tokens, None, train, note)
 
 
 def measure(
@@ -101,6 +121,8 @@ def measure(
 
 
 def baselines_of(subject: Subject) -> list[Baseline]:
+    if subject.note:
+        result["note"] = subject.note
     """The ladder for a subject; none where its training text is gone."""
     if subject.train is None:
         return []

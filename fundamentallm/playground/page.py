@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import threading
 from pathlib import Path
 
 import gradio as gr
 
-from fundamentallm.playground import api, compare_tab, corpus_tab, evaluate_tab, header, theme, train_tab
+from fundamentallm.playground import api, caretaker, compare_tab, corpus_tab, evaluate_tab, header, theme, train_tab
 from fundamentallm.playground.settings import PlaygroundContext, PlaygroundSettings
 
 
@@ -51,6 +54,9 @@ def launch(
     """
     settings = PlaygroundSettings.create(runs_directory, public)
     settings.runs_directory.mkdir(parents=True, exist_ok=True)
+    if settings.public:
+        # Old uploads are removed, so they lie where nobody else's files do.
+        os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.uploads_directory))
     theme.serve_assets()
     page = build_page(settings)
     page.launch(
@@ -58,6 +64,8 @@ def launch(
         server_port=port,
         inbrowser=open_browser,
         share=False,
+        quiet=True,  # it would advise to share a page that is not made for that
+        prevent_thread_lock=True,
         ssr_mode=False,
         show_error=False,
         run_history=False,
@@ -68,3 +76,11 @@ def launch(
         css_paths=theme.stylesheets(),
         head=theme.HEAD,
     )
+    print(f"The playground is on {page.local_url} (stop it with Ctrl-C).", flush=True)
+    ended = caretaker.start(settings)
+    # PyTorch takes seconds to load: after the page is there, and before anyone needs it.
+    threading.Thread(target=importlib.import_module, args=("fundamentallm.language_model",), daemon=True).start()
+    try:
+        page.block_thread()
+    finally:
+        ended.set()

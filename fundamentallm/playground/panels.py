@@ -11,7 +11,9 @@ import gradio as gr
 from fundamentallm.playground.theme import asset
 
 
-def panel(kind: str, value: dict[str, object] | None = None, *, elem_id: str, head: str | None = None) -> gr.HTML:
+def panel(
+    kind: str, value: dict[str, object] | None = None, *, elem_id: str, head: str | None = None, visible: bool = True
+) -> gr.HTML:
     """A panel drawn by ``assets/<kind>.js`` inside ``<div class="fl-<kind>">``."""
     return gr.HTML(
         value or {},
@@ -21,6 +23,7 @@ def panel(kind: str, value: dict[str, object] | None = None, *, elem_id: str, he
         elem_classes="fl-panel",
         apply_default_css=False,
         head=head,
+        visible=visible,
     )
 
 

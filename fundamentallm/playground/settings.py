@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import gradio as gr
@@ -45,22 +46,47 @@ class Limits:
     minutes: float | None = None
     """Longest training."""
     trainings_per_visitor: int | None = None
-    """Trainings one visitor may have running."""
+    """Trainings one visitor may have at work or waiting."""
     trainings_in_total: int | None = None
-    """Trainings running on the whole server."""
+    """Trainings at work on the whole server; the others wait."""
+    trainings_waiting: int | None = None
+    """Trainings that may wait for a place."""
+    threads_per_training: int | None = None
+    """Threads one training computes with; all there are when None."""
     generated_tokens: int | None = None
     """Longest text one request may write."""
+    evaluated_tokens: int | None = None
+    """Longest beginning of a text that is measured."""
+    run_hours: float | None = None
+    """Age at which what visitors left behind is removed."""
 
 
-# Sized for a free Space of two cores and 16 GB: two trainings side by side still learn visibly within a minute.
+def processor_pairs() -> int:
+    """How many trainings this machine bears at once: one for every two processors.
+
+    A Space says in ``CPU_CORES`` how many are its own; the operating system counts those of the whole host.
+    """
+    try:
+        cores = int(float(os.environ["CPU_CORES"]))
+    except (KeyError, ValueError):
+        cores = os.cpu_count() or 1
+    return max(1, cores // 2)
+
+
+# Sized for a free Space of two cores and 16 GB, where one training has the machine to itself and learns visibly within
+# a minute. A full line of the longest trainings there is two hours long: nobody waits longer than that.
 PUBLIC_LIMITS = Limits(
     upload_bytes=20 * _MEGABYTE,
     corpus_bytes=20 * _MEGABYTE,
     parameters=12_000_000,
     minutes=10.0,
     trainings_per_visitor=1,
-    trainings_in_total=2,
+    trainings_in_total=1,
+    trainings_waiting=12,
+    threads_per_training=2,
     generated_tokens=1_000,
+    evaluated_tokens=200_000,
+    run_hours=24.0,
 )
 
 
@@ -97,7 +123,14 @@ class PlaygroundSettings:
         """Settings for a directory; public when asked for or when this is a Space (``SPACE_ID`` is set)."""
         is_public = bool(os.environ.get("SPACE_ID")) if public is None else public
         directory = Path(runs_directory or os.environ.get("FUNDAMENTALLM_RUNS_DIR") or DEFAULT_RUNS_DIRECTORY)
-        return cls(directory.absolute(), is_public, PUBLIC_LIMITS if is_public else Limits())
+        limits = replace(PUBLIC_LIMITS, trainings_in_total=processor_pairs()) if is_public else Limits()
+        return cls(directory.absolute(), is_public, limits)
+
+    @property
+    def uploads_directory(self) -> Path:
+        """Where a public page keeps what is uploaded: temporary, and apart from what others keep there."""
+        name = hashlib.sha256(str(self.runs_directory).encode()).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"fundamentallm-uploads-{name}"
 
     def open_run(self, run_id: object, visitor: Visitor) -> RunDirectory:
         """The run named ``run_id``, if this visitor may see it. Every function that takes a run id comes through here.
@@ -124,6 +157,10 @@ class PlaygroundSettings:
         if not self.public:
             return runs
         return [run for run in runs if visitor.owner is not None and _owner(run.path) == visitor.owner]
+
+    def visitors_runs(self) -> list[RunDirectory]:
+        """The runs that visitors of a public page started, whoever they are; not those of whoever serves the page."""
+        return [run for run in list_runs(self.runs_directory) if _owner(run.path) is not None]
 
     def model_path(self, run_id: object, visitor: Visitor) -> Path:
         """The checkpoint to load for ``run_id``: the bundled model's folder, or the run's own directory.
@@ -200,4 +237,4 @@ def _owner(path: Path) -> str | None:
 
 def running(runs: list[RunDirectory]) -> Iterator[RunDirectory]:
     """Those runs whose training is under way."""
-    return (run for run in runs if run.status().state in ("starting", "running", "stopping"))
+    return (run for run in runs if run.status().is_active)

@@ -10,10 +10,12 @@ import gradio as gr
 
 from fundamentallm.config import load_config
 from fundamentallm.errors import FundamentaLLMError
+from fundamentallm.hub_access import on_a_space
 from fundamentallm.playground import charts, jobs
 from fundamentallm.playground.errors import shown_to_the_user
 from fundamentallm.playground.header import HeaderParts, refreshed_selector, run_label
-from fundamentallm.playground.settings import BUNDLED_ID, CorpusParts, PlaygroundContext, Visitor
+from fundamentallm.playground.panels import notices, panel
+from fundamentallm.playground.settings import BUNDLED_ID, CorpusParts, PlaygroundContext, PlaygroundSettings, Visitor
 from fundamentallm.playground.theme import PLOTLY_HEAD, asset
 from fundamentallm.playground.train_form import (
     CUSTOM_TIME,
@@ -62,9 +64,12 @@ class _Setup:
 class _Live:
     view: gr.HTML
     next_row: gr.Row
+    keep: gr.HTML
+    """What to do so that the model is not lost; never shown where the disk is one's own."""
     resume: gr.Button
     to_compare: gr.Button
     to_evaluate: gr.Button
+    to_publish: gr.Button
 
 
 def build(page: gr.Blocks, context: PlaygroundContext, corpus: CorpusParts, header: HeaderParts) -> None:
@@ -131,13 +136,15 @@ def _build_live(context: PlaygroundContext) -> _Live:
     view = gr.HTML(
         "{}",
         html_template=asset("live.html"),
+        to_publish = gr.Button("Take it along", size="md", elem_id="to-publish", min_width=140)
+    keep = panel("notices", notices(keep_sentence(settings)), elem_id="keep", visible=False)
         js_on_load=asset("chart.js"),
         head=PLOTLY_HEAD,
         server_functions=[tail, earlier],
         apply_default_css=False,
         elem_id="live",
     )
-    return _Live(view, next_row, resume, to_compare, to_evaluate)
+    return _Live(view, next_row, keep, resume, to_compare, to_evaluate, to_publish)
 
 
 def _wire_setup(page: gr.Blocks, context: PlaygroundContext, corpus: CorpusParts, setup: _Setup) -> None:
@@ -241,9 +248,9 @@ def _wire_training(
             run = jobs.resume_training(settings, visitor, run_id)
         return refreshed_selector(settings, visitor, run.id)
 
-    def follow(condition: str) -> tuple[Any, Any, Any, Any]:
+    def follow(condition: str) -> tuple[Any, ...]:
         _, state, has_model = json.loads(condition or '["", "none", false]')
-        idle = state not in ACTIVE_STATES
+        idle = state not in (*ACTIVE_STATES, "waiting")
         can_resume = state in ("stopped", "failed")
         return (
             gr.update(visible=idle and (has_model or can_resume)),
@@ -253,6 +260,8 @@ def _wire_training(
         )
 
     # Pressing twice while the first press is on its way starts one training: trigger_mode "once".
+            gr.update(visible=has_model),
+            gr.update(visible=idle and has_model and settings.public and state != "bundled"),
     setup.start.click(
         begin,
         [secret, corpus.source, corpus.text, corpus.files, *setup.inputs],
@@ -273,7 +282,21 @@ def _wire_training(
     )
     gr.on([selector.change, page.load], target, [selector, secret], live.view, **_QUICK)
     header.condition.change(
-        follow, header.condition, [live.next_row, live.resume, live.to_compare, live.to_evaluate], **_QUICK
+        follow,
+        header.condition,
+        [live.next_row, live.resume, live.to_compare, live.to_evaluate, live.to_publish, live.keep],
+        **_QUICK,
     )
     live.to_compare.click(lambda: gr.Tabs(selected="compare"), None, context.tabs, **_QUICK)
     live.to_evaluate.click(lambda: gr.Tabs(selected="evaluate"), None, context.tabs, **_QUICK)
+    live.to_publish.click(lambda: gr.Tabs(selected="publish"), None, context.tabs, **_QUICK)
+
+
+def keep_sentence(settings: PlaygroundSettings) -> str:
+    """How long a model is kept on a public page, and how to keep it longer."""
+    hours = settings.limits.run_hours
+    where = "The disk of this Space is temporary: when it sleeps or restarts, every model on it is gone. "
+    age = "" if hours is None else f"Models are kept here for {hours:g} hours at most. "
+    return (
+        f"{where if on_a_space() else ''}{age}Take yours along: download it or push it to the Hub in the Publish tab."
+    )

@@ -67,12 +67,13 @@ def train_command(
     return arguments
 
 
-def start(arguments: Sequence[str], run: RunDirectory) -> int:
+def start(arguments: Sequence[str], run: RunDirectory, *, threads: int | None = None) -> int:
     """Train ``run`` in a process of its own, which outlives this one.
 
     Args:
         arguments: What follows ``fundamentallm train``; ``--run-dir`` is added unless they resume.
         run: Created and not yet trained, or to be resumed.
+        threads: How many it computes with, unless ``OMP_NUM_THREADS`` says so already; all there are when not given.
 
     Returns:
         The process id.
@@ -95,7 +96,7 @@ def start(arguments: Sequence[str], run: RunDirectory) -> int:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(),
+                env=_environment(threads),
                 close_fds=True,
                 **_detached(),
             )
@@ -165,8 +166,10 @@ def _starting(before: RunStatus, pid: int, created: float | None) -> RunStatus:
     )
 
 
-def _environment() -> dict[str, str]:
+def _environment(threads: int | None) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    if threads is not None:
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
     # The package may be importable only because of the directory this process was started in.
     package_parent = str(Path(fundamentallm.__file__).resolve().parent.parent)
     paths = [package_parent, *environment.get("PYTHONPATH", "").split(os.pathsep)]

@@ -7,6 +7,7 @@
 <run>/status.json      RunStatus, replaced atomically
 <run>/control.json     the only thing a reader writes: {"request": "stop"}
 <run>/evaluation.json  the final numbers
+<run>/waiting.json     while the run waits for a place to train in; see waiting_line.py
 <run>/train.log        stdout and stderr of the trainer
 <run>/checkpoints/step-000500/  a Hugging Face folder and trainer_state.pt; `last` and `best` point to one of them
 ```
@@ -44,7 +45,7 @@ from fundamentallm.runs.files import (
 )
 
 DEFAULT_RUNS_DIRECTORY = Path("runs")
-RunState = Literal["starting", "running", "stopping", "finished", "stopped", "failed"]
+RunState = Literal["waiting", "starting", "running", "stopping", "finished", "stopped", "failed"]
 ACTIVE_STATES: tuple[RunState, ...] = ("starting", "running", "stopping")
 # A created run whose process has not shown up after this long never will: importing torch takes seconds, not minutes.
 _START_UP_SECONDS = 120.0
@@ -107,6 +108,7 @@ class RunDirectory:
         self.status_path = self.path / "status.json"
         self.control_path = self.path / "control.json"
         self.evaluation_path = self.path / "evaluation.json"
+        self.waiting_path = self.path / "waiting.json"
         self.log_path = self.path / "train.log"
         self.checkpoints_path = self.path / "checkpoints"
 
@@ -271,6 +273,8 @@ class RunDirectory:
     def status(self) -> RunStatus:
         """What the run is doing now; a run whose process is gone says so, whatever it wrote last."""
         status = self._stored_status()
+        if self.waiting_path.is_file() and (status.pid is None or not process_is_alive(status.pid, status.pid_created)):
+            return replace(status, state="waiting", message="")
         if not status.is_active:
             return status
         if status.pid is None:
@@ -279,9 +283,8 @@ class RunDirectory:
             return replace(status, state="failed", message="Training never started: start it again.")
         if not process_is_alive(status.pid, status.pid_created):
             return replace(status, state="failed", remaining_seconds=None, message=self._sudden_end(status.step))
-        if status.state == "running" and self.stop_requested():
-            return replace(status, state="stopping")
-        return status
+        is_stopping = status.state == "running" and self.stop_requested()
+        return replace(status, state="stopping") if is_stopping else status
 
     def _stored_status(self) -> RunStatus:
         stored = read_json(self.status_path)
@@ -371,7 +374,7 @@ def list_runs(parent: str | Path = DEFAULT_RUNS_DIRECTORY) -> list[RunDirectory]
     """The runs in ``parent``, newest first; none when the directory is missing."""
     if not Path(parent).is_dir():
         return []
-    runs = [RunDirectory(path) for path in Path(parent).iterdir() if path.is_dir()]
+    runs = [RunDirectory(path) for path in Path(parent).iterdir() if path.is_dir() and not path.name.startswith(".")]
     return sorted((run for run in runs if run.exists), key=lambda run: (run.created, run.id), reverse=True)
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +41,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_server(directory: Path, *, public: bool = False, port: int | None = None) -> Iterator[Server]:
-    """The playground over ``directory``/runs until the block ends; trainings it started are ended too."""
+def running_server(
+    directory: Path, *, public: bool = False, port: int | None = None, variables: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """The playground over ``directory``/runs until the block ends, with these environment variables besides."""
     port = port or free_port()
     runs, log = directory / "runs", directory / "server.log"
     runs.mkdir(parents=True, exist_ok=True)
@@ -54,6 +56,7 @@ def running_server(directory: Path, *, public: bool = False, port: int | None = 
         "GRADIO_ANALYTICS_ENABLED": "False",
     }
     environment.pop("SPACE_ID", None)
+    environment |= {"CPU_CORES": "2", **(variables or {})}
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", LAUNCH, str(port), str(runs), "public" if public else "local"],

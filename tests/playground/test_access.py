@@ -19,6 +19,7 @@ from fundamentallm.errors import ConfigError, CorpusError, FundamentaLLMError, R
 from fundamentallm.playground import charts, jobs
 from fundamentallm.playground.page import build_page
 from fundamentallm.playground.settings import PUBLIC_LIMITS, Limits, PlaygroundSettings, Visitor
+from fundamentallm.runs import waiting_line
 from fundamentallm.runs.run_directory import RunDirectory, RunStatus
 
 MINE, THEIRS = "my secret of the browser", "somebody else's secret"
@@ -135,16 +136,42 @@ def test_public_caps_on_text_and_model(public):
     assert not public.runs_directory.exists() or not list(public.runs_directory.iterdir())
 
 
-def test_public_caps_on_running_trainings(public):
-    make_run(public, MINE, "mine", "starting")
-    text = {"source": "paste", "text": "abc " * 500}
-    with pytest.raises(RunError, match="other training"):
-        jobs.start_training(public, Visitor.of(MINE), **text)
+def test_a_visitor_holds_one_place_at_work_or_in_the_line(public):
     make_run(public, THEIRS, "theirs", "starting")
-    with pytest.raises(RunError, match="places"):
-        jobs.start_training(public, Visitor.of("a third visitor's secret"), **text)
-    with pytest.raises(FundamentaLLMError):
-        jobs.resume_training(public, Visitor.of(MINE), make_run(public, THEIRS, "t", "stopped").id)
+    text = {"source": "paste", "text": "abc " * 500}
+    waiting = jobs.start_training(public, Visitor.of(MINE), **text)
+    assert waiting.status().state == "waiting"
+    with pytest.raises(RunError, match="waits for its turn"):
+        jobs.start_training(public, Visitor.of(MINE), **text)
+    with pytest.raises(RunError, match="still at work"):
+        jobs.start_training(public, Visitor.of(THEIRS), **text)
+    with pytest.raises(RunError, match="in the waiting line already"):
+        jobs.resume_training(public, Visitor.of(MINE), waiting.id)
+    with pytest.raises(RunError, match="waits for its turn"):
+        jobs.resume_training(public, Visitor.of(MINE), make_run(public, MINE, "t", "stopped").id)
+    with pytest.raises(FundamentaLLMError, match="no such run"):
+        jobs.stop_training(public, Visitor.of(THEIRS), waiting.id)
+    jobs.stop_training(public, Visitor.of(MINE), waiting.id)
+    assert waiting.status().state == "stopped"
+    jobs.resume_training(public, Visitor.of(MINE), waiting.id)
+    assert waiting.status().state == "waiting"
+
+
+def test_the_waiting_line_has_an_end(public):
+    make_run(public, THEIRS, "theirs", "starting")
+    for number in range(PUBLIC_LIMITS.trainings_waiting):
+        waiting_line.join(make_run(public, f"the secret of visitor {number}"), [], 60.0)
+    with pytest.raises(RunError, match="line is full"):
+        jobs.start_training(public, Visitor.of(MINE), source="paste", text="abc " * 500)
+    assert len(list(public.runs_directory.iterdir())) == 1 + PUBLIC_LIMITS.trainings_waiting
+
+
+@pytest.mark.parametrize(("cores", "places"), [("1", 1), ("2", 1), ("2.0", 1), ("5", 2), ("16", 8), ("many", None)])
+def test_one_training_for_every_pair_of_processors(monkeypatch, tmp_path, cores, places):
+    monkeypatch.setenv("CPU_CORES", cores)
+    expected = places or max(1, (os.cpu_count() or 1) // 2)
+    assert PlaygroundSettings.create(tmp_path, public=True).limits.trainings_in_total == expected
+    assert PlaygroundSettings.create(tmp_path, public=False).limits.trainings_in_total is None
 
 
 def test_a_space_is_public(monkeypatch, tmp_path):
@@ -152,6 +179,7 @@ def test_a_space_is_public(monkeypatch, tmp_path):
     assert PlaygroundSettings.create(tmp_path).public is False
     assert PlaygroundSettings.create(tmp_path).limits == Limits()
     monkeypatch.setenv("SPACE_ID", "someone/space")
+    monkeypatch.setenv("CPU_CORES", "2")
     assert PlaygroundSettings.create(tmp_path).public is True
     assert PlaygroundSettings.create(tmp_path).limits == PUBLIC_LIMITS
 

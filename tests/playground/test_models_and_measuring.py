@@ -55,6 +55,32 @@ def test_a_run_measured_again_gives_the_stored_numbers(settings):
         assert sum(loss for _, loss in surprise) / len(surprise) == pytest.approx(result["loss"], rel=1e-4)
 
 
+def test_a_page_may_measure_the_beginning_only(settings):
+    capped = PlaygroundSettings(settings.runs_directory, limits=Limits(evaluated_tokens=100))
+    text = "1 and 2 are numbers.\n" * 1_000_000
+    for given, note in ((None, True), (text, True), (text[:100], False)):
+        subject = subject_of(capped, "run", Visitor(), given)
+        result = measure(subject)
+        assert result["tokens"] == result["characters"] == len(subject.text) == 100
+        assert result.get("note", "").endswith("its first 100 characters.") is note
+    whole = subject_of(settings, "run", Visitor(), None)
+    assert subject_of(capped, "run", Visitor(), None).text == whole.text[:100]
+    assert list(subject_of(capped, "run", Visitor(), None).tokens) == list(whole.tokens[:100])
+
+
+def test_where_a_character_is_several_tokens_the_tokens_are_capped(tmp_path):
+    config = Config().with_values(
+        data={"tokenizer": "bpe", "vocab_size": 300},
+        model={"d_model": 16, "num_heads": 1, "num_layers": 1, "sequence_length": 16},
+        training={"max_steps": 2, "batch_size": 4, "device": "cpu"},
+    )
+    fl.train(text_corpus("one and two are numbers. " * 100), config=config, run_dir=tmp_path / "run")
+    capped = PlaygroundSettings(tmp_path, limits=Limits(evaluated_tokens=100))
+    subject = subject_of(capped, "run", Visitor(), "日本語" * 1000)
+    assert 60 < len(subject.tokens) <= 100 and ("日本語" * 100).startswith(subject.text)
+    assert subject.note
+
+
 def test_a_run_whose_text_is_gone_still_measures_other_texts(settings, tmp_path):
     shutil.copytree(settings.runs_directory / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "tokens")

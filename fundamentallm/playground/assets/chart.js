@@ -293,7 +293,7 @@
     sampleCount = answer.samples_total;
     addSamples(answer.samples);
     showStatus(answer.status);
-    const active = ["starting", "running", "stopping"].includes(state);
+    const active = ["waiting", "starting", "running", "stopping"].includes(state);
     schedule(active ? 1000 : 3000);
   }
 
