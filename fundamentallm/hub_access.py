@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,7 +16,13 @@ from typing import TYPE_CHECKING
 from fundamentallm.errors import HubError
 
 if TYPE_CHECKING:
+    import httpx2
     from huggingface_hub import HfApi
+
+CONNECT_SECONDS = 10.0
+SILENCE_SECONDS = 60.0
+"""How long the Hub may say nothing at all. A commit of many large files keeps it busy for the better part of that."""
+_limiting = threading.Lock()
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _REPOSITORY = re.compile(rf"({_NAME}/{_NAME})(?:@([\w./-]+))?")
@@ -46,7 +53,41 @@ def hub_api(token: str | None, endpoint: str | None) -> HfApi:
     """The Hub's client for one person; without a token it asks as nobody, never as whoever is signed in here."""
     from huggingface_hub import HfApi
 
+    _limit_silence()
     return HfApi(endpoint=endpoint, token=token or False, library_name="fundamentallm")
+
+
+def account(token: str, endpoint: str | None = None) -> str:
+    """The name of the account that a token belongs to; asks the Hub.
+
+    Raises:
+        HubError: The Hub cannot be reached, or does not accept the token.
+    """
+    with hub_errors("The account could not be found out"):
+        return str(hub_api(token, endpoint).whoami()["name"])
+
+
+def _limit_silence() -> None:
+    """Let the Hub's client give up on a Hub that says nothing; left to itself it waits for ever.
+
+    All threads share that client and its factory, and setting a factory closes the client: so it is done once, and not
+    where the program that uses this library has set a factory of its own.
+    """
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
+
+    with _limiting:
+        if _http._GLOBAL_CLIENT_FACTORY is _http.default_client_factory:
+            set_client_factory(_client)
+
+
+def _client() -> httpx2.Client:
+    import httpx2
+    from huggingface_hub.utils import _http
+
+    client = _http.default_client_factory()
+    client.timeout = httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
+    return client
 
 
 @contextmanager

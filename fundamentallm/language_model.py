@@ -19,10 +19,12 @@ from fundamentallm.devices import resolve_device
 from fundamentallm.errors import CheckpointError, ConfigError
 from fundamentallm.evaluation.evaluator import Evaluation, evaluate, evaluate_held_out
 from fundamentallm.generation import build_sampler, generate
+from fundamentallm.hub.archive import save_zip
 from fundamentallm.hub.download import find_checkpoint
 from fundamentallm.hub.gguf_export import save_gguf
 from fundamentallm.hub.model_card import Sample
-from fundamentallm.hub.publish import push
+from fundamentallm.hub.publish import push, run_around
+from fundamentallm.hub.space import push_space
 from fundamentallm.models import BaseModel
 from fundamentallm.runs.run_directory import DEFAULT_RUNS_DIRECTORY, RunDirectory
 from fundamentallm.training.callbacks import BaseCallback
@@ -213,7 +215,7 @@ class LanguageModel:
     # Keeping ---------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Save as a folder that ``transformers`` loads too, or as one file: .pt, .safetensors, or .gguf for llama.cpp.
+        """Save as a folder that ``transformers`` loads too, or as a .zip of it, or one .pt, .safetensors or .gguf file.
 
         Raises:
             CheckpointError: It cannot be written, or llama.cpp has no such model or vocabulary.
@@ -221,6 +223,8 @@ class LanguageModel:
         path = Path(path)
         if path.suffix == ".gguf":
             save_gguf(path, self.model, self.tokenizer, self.config)
+        elif path.suffix == ".zip":
+            save_zip(path, self.model, self.tokenizer, self.config)
         elif path.suffix in (".pt", ".safetensors"):
             save_file(path, self.model, self.tokenizer, self.config)
         else:
@@ -235,6 +239,7 @@ class LanguageModel:
         message: str | None = None,
         endpoint: str | None = None,
         progress: Callable[[str, float], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> str:
         """Publish the model on the Hugging Face Hub, with a model card; see :func:`fundamentallm.hub.publish.push`.
 
@@ -244,10 +249,7 @@ class LanguageModel:
         Raises:
             HubError: Whatever went wrong, in one sentence; it can be repeated.
         """
-        run = None
-        if self.path is not None:
-            runs = (RunDirectory(folder) for folder in self.path.resolve().parents)
-            run = next((run for run in runs if run.exists), None)
+        run = run_around(self.path) if self.path is not None else None
         written = [] if run is not None and run.samples() else [Sample("", self.generate(seed=1))]
         with TemporaryDirectory() as directory:
             folder = Path(directory) / "checkpoint"
@@ -260,9 +262,25 @@ class LanguageModel:
                 message=message,
                 endpoint=endpoint,
                 progress=progress,
+                cancelled=cancelled,
                 run=run,
                 samples=written,
             )
+
+    def push_space(
+        self,
+        model_id: str,
+        *,
+        private: bool = True,
+        token: str | None = None,
+        progress: Callable[[str, float], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> str:
+        """Create a Space of the same name for the pushed model; see :func:`fundamentallm.hub.space.push_space`."""
+        shape, prompt = self.config.model, self.config.training.sample_prompt
+        return push_space(
+            model_id, shape, prompt=prompt, private=private, token=token, progress=progress, cancelled=cancelled
+        )
 
 
 class _TextStream:

@@ -5,6 +5,7 @@ llama.cpp has Qwen3, Llama and GPT-2 and byte-level BPE; a vocabulary of single 
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +45,9 @@ def save_gguf(path: Path, model: BaseModel, tokenizer: BaseTokenizer, config: Co
     Raises:
         CheckpointError: llama.cpp could not run it, or the package `gguf` is missing, or the file cannot be written.
     """
-    try:
-        import gguf  # an extra: only for this
-    except ImportError:
-        raise CheckpointError("Writing GGUF needs the package gguf: run `pip install gguf`.") from None
-    kind = family(config.model)
-    if kind == "fundamentallm":
-        raise CheckpointError(f"This model cannot be written as GGUF. {why_ours_alone(config.model)}")
-    words, document = _require_byte_level_bpe(tokenizer)
+    kind, words, document = _requirements(tokenizer, config)
+    import gguf
+
     temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +67,21 @@ def save_gguf(path: Path, model: BaseModel, tokenizer: BaseTokenizer, config: Co
         raise CheckpointError(f"{path.name} could not be saved: {(error.strerror or str(error)).lower()}.") from error
     finally:
         remove_tree(temporary)
+
+
+def require_gguf(tokenizer: BaseTokenizer, config: Config) -> None:
+    """Raise CheckpointError, with one sentence on the reason, where a model cannot be written as GGUF."""
+    _requirements(tokenizer, config)
+
+
+def _requirements(tokenizer: BaseTokenizer, config: Config) -> tuple[Family, str, dict[str, Any]]:
+    """The architecture, and what :func:`_require_byte_level_bpe` returns."""
+    if find_spec("gguf") is None:  # an extra: only for this
+        raise CheckpointError("Writing GGUF needs the package gguf: run `pip install gguf`.")
+    kind = family(config.model)
+    if kind == "fundamentallm":
+        raise CheckpointError(f"This model cannot be written as GGUF. {why_ours_alone(config.model)}")
+    return kind, *_require_byte_level_bpe(tokenizer)
 
 
 def _require_byte_level_bpe(tokenizer: BaseTokenizer) -> tuple[str, dict[str, Any]]:

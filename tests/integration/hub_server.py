@@ -58,7 +58,7 @@ class Failure:
     method: str
     path: str
     status: int | None
-    """None cuts the connection."""
+    """None cuts the connection, 0 says nothing at all until the Hub is closed."""
     times: int
     headers: dict[str, str]
 
@@ -77,6 +77,7 @@ class Hub:
         self.requests: list[tuple[str, str, str]] = []
         """Method, path with query, and Authorization header of each request."""
         self.connections: list[socket.socket] = []
+        self.closed = threading.Event()
         hub = self
 
         class Handler(_Handler):
@@ -96,13 +97,17 @@ class Hub:
     def model(self, name: str) -> Repository:
         return self.repositories["model", name]
 
+    def space(self, name: str) -> Repository:
+        return self.repositories["space", name]
+
     def fail(
         self, method: str, path: str, status: int | None, times: int = 1000, headers: dict[str, str] | None = None
     ) -> None:
-        """Answer ``times`` requests whose path matches the expression with a status, or cut their connection."""
+        """Answer ``times`` requests whose path matches the expression with a status, cut them off, or keep silent."""
         self.failures.append(Failure(method, path, status, times, headers or {}))
 
     def close(self) -> None:
+        self.closed.set()
         self._server.shutdown()
         self._server.server_close()
         for connection in self.connections:  # those that are kept alive
@@ -173,6 +178,9 @@ class _Handler(BaseHTTPRequestHandler):
                 failure.times -= 1
                 if failure.status is None:
                     self._cut(method)
+                elif failure.status == 0:
+                    hub.closed.wait(60)
+                    self.close_connection = True
                 else:
                     self._body()
                     self._json({"error": "injected"}, failure.status, failure.headers)
@@ -247,8 +255,8 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return repository
 
-    def _writable(self, name: str) -> Repository | None:
-        repository = self._readable("model", name)
+    def _writable(self, name: str, kind: str = "model") -> Repository | None:
+        repository = self._readable(kind, name)
         if repository is not None and (not self.may_write or name.split("/", maxsplit=1)[0] != self.user):
             self._json({"error": "no rights"}, 403, {"X-Error-Message": "You don't have the rights"})
             return None
@@ -264,7 +272,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.user is None:
             self._json({"error": "Invalid username or password."}, 401)
         else:
-            self._json({"name": self.user, "type": "user", "auth": {"accessToken": {"role": "write"}}})
+            known = {"name": self.user, "fullname": self.user.title(), "avatarUrl": f"/avatars/{self.user}.svg"}
+            self._json(known | {"type": "user", "auth": {"accessToken": {"role": "write"}}})
 
     def create(self, match: re.Match[str], body: bytes, query: Any) -> None:
         wanted = json.loads(body)
@@ -272,15 +281,19 @@ class _Handler(BaseHTTPRequestHandler):
         if self.user is None:
             self._json({"error": "Invalid username or password."}, 401)
             return
-        name = f"{owner}/{wanted['name']}"
+        name, kind = f"{owner}/{wanted['name']}", wanted.get("type") or "model"
         if owner != self.user or not self.may_write:
             self._json({"error": f"You don't have the rights to create a model under {owner!r}"}, 403)
             return
-        url = {"url": f"{self.server_hub.endpoint}/{name}"}
-        if ("model", name) in self.server_hub.repositories:
-            self._json({"error": "You already created this model repo"} | url, 409)
+        url = {"url": f"{self.server_hub.endpoint}/{'spaces/' if kind == 'space' else ''}{name}"}
+        if (kind, name) in self.server_hub.repositories:
+            self._json({"error": f"You already created this {kind} repo"} | url, 409)
             return
-        self.server_hub.add(name, {".gitattributes": b""}, private=wanted.get("visibility") == "private")
+        files = {".gitattributes": b""}
+        if kind == "space":
+            assert wanted["sdk"] == "gradio"
+            files["README.md"] = b"---\ntitle: New\nsdk: gradio\n---\n"
+        self.server_hub.add(name, files, kind=kind, private=wanted.get("visibility") == "private")
         self._json(url | {"name": name})
 
     def validate(self, match: re.Match[str], body: bytes, query: Any) -> None:
@@ -295,7 +308,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     def preupload(self, match: re.Match[str], body: bytes, query: Any) -> None:
-        repository = self._writable(match[1])
+        repository = self._writable(match[2], match[1])
         if repository is None:
             return
         files = []
@@ -324,7 +337,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(b"", 200, {})
 
     def commit(self, match: re.Match[str], body: bytes, query: Any) -> None:
-        repository = self._writable(match[1])
+        repository = self._writable(match[2], match[1])
         if repository is None:
             return
         files, message = dict(repository.files), ""
@@ -352,7 +365,7 @@ class _Handler(BaseHTTPRequestHandler):
         readme = re.match(r"---\n(.*?)\n---\n", files.get("README.md", b"").decode(), re.S)
         siblings = [{"rfilename": name, "size": len(content), "blobId": "0" * 40} for name, content in files.items()]
         self._json(
-            {"id": repository.name, "modelId": repository.name, "sha": sha, "private": repository.private, "tags": [],
+            {"id": repository.name, "sha": sha, "private": repository.private, "tags": [],
              "siblings": siblings, "cardData": yaml.safe_load(readme[1]) if readme else None}
         )  # fmt: skip
 
@@ -367,7 +380,8 @@ class _Handler(BaseHTTPRequestHandler):
         )  # fmt: skip
 
     def resolve(self, match: re.Match[str], body: bytes, query: Any) -> None:
-        repository = self._readable("dataset" if match[1] else "model", match[2])
+        kind = {"datasets/": "dataset", "spaces/": "space"}.get(match[1], "model")
+        repository = self._readable(kind, match[2])
         version = repository and self._version(repository, match[3])
         if not version:
             return
@@ -391,11 +405,11 @@ _ROUTES: list[tuple[str, tuple[str, ...], Any]] = [
     (r"/api/whoami-v2", ("GET",), _Handler.whoami),
     (r"/api/repos/create", ("POST",), _Handler.create),
     (r"/api/validate-yaml", ("POST",), _Handler.validate),
-    (rf"/api/models/{_NAME}/preupload/main", ("POST",), _Handler.preupload),
-    (rf"/api/models/{_NAME}/commit/main", ("POST",), _Handler.commit),
+    (rf"/api/(model|space)s/{_NAME}/preupload/main", ("POST",), _Handler.preupload),
+    (rf"/api/(model|space)s/{_NAME}/commit/main", ("POST",), _Handler.commit),
     (rf"/{_NAME}\.git/info/lfs/objects/batch", ("POST",), _Handler.batch),
     (r"/storage/([0-9a-f]{64})", ("PUT",), _Handler.store),
-    (rf"/api/(model|dataset)s/{_NAME}(?:/revision/([^/]+))?", ("GET",), _Handler.describe),
+    (rf"/api/(model|dataset|space)s/{_NAME}(?:/revision/([^/]+))?", ("GET",), _Handler.describe),
     (rf"/api/(model|dataset)s/{_NAME}/tree/([^/]+)", ("GET",), _Handler.tree),
-    (rf"/(datasets/)?{_NAME}/resolve/([^/]+)/(.+)", ("GET", "HEAD"), _Handler.resolve),
+    (rf"/(datasets/|spaces/)?{_NAME}/resolve/([^/]+)/(.+)", ("GET", "HEAD"), _Handler.resolve),
 ]
