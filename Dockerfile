@@ -28,7 +28,7 @@ COPY fundamentallm fundamentallm
 # Compiled here, since the user below may not write beside the code.
 RUN pip install --no-cache-dir --no-deps --editable . && python -m compileall -q fundamentallm
 
-USER user
+USER 1000
 ENV HOST=0.0.0.0 \
     PORT=7860 \
     FUNDAMENTALLM_RUNS_DIR=/runs \
@@ -36,6 +36,8 @@ ENV HOST=0.0.0.0 \
     PYTHONUNBUFFERED=1
 EXPOSE 7860
 VOLUME /runs
+# The first process of a container ignores SIGTERM, so docker stop would wait in vain.
+STOPSIGNAL SIGINT
 
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
     CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['PORT']}/\", timeout=4)"]

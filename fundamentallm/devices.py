@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -22,7 +23,7 @@ def resolve_device(name: str = "auto") -> torch.device:
         ConfigError: The device is not present on this machine, or is no device's name.
     """
     if name == "auto":
-        if torch.cuda.is_available():
+        if _cuda_devices():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
@@ -31,12 +32,23 @@ def resolve_device(name: str = "auto") -> torch.device:
         raise ConfigError(f"{name!r} is no device: use auto, cpu, cuda, cuda:N or mps.") from None
     present = {
         "cpu": True,
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "cuda": (device.index or 0) < _cuda_devices(),
         "mps": torch.backends.mps.is_available(),
     }
     if not present.get(device.type, False):
         raise ConfigError(f"This machine has no device {name!r}: use auto or cpu.")
     return device
+
+
+def _cuda_devices() -> int:
+    """How many GPUs there are to compute on.
+
+    A Space on ZeroGPU claims one in the process that serves the page, but lends it only to functions marked for that,
+    never to a training in a process of its own.
+    """
+    if os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "true"):
+        return 0
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from fundamentallm.errors import FundamentaLLMError
 from fundamentallm.playground.settings import PlaygroundSettings, Visitor
-from fundamentallm.runs.run_directory import RunDirectory
 from fundamentallm.runs import waiting_line
+from fundamentallm.runs.run_directory import RunDirectory
 
 Row = Mapping[str, object]
 COLUMNS = ("step", "train_loss", "val_loss", "learning_rate", "tokens_per_second", "elapsed_seconds")

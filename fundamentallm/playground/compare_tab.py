@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -15,6 +15,9 @@ from fundamentallm.language_model import LanguageModel
 from fundamentallm.playground.model_cache import MODELS
 from fundamentallm.playground.panels import notices, panel, stopped
 from fundamentallm.playground.settings import PlaygroundContext, PlaygroundSettings, Visitor
+
+if TYPE_CHECKING:
+    from fundamentallm.language_model import LanguageModel
 
 STRATEGIES = ("greedy", "temperature", "top-k", "top-p")
 LONGEST_PROMPT = 20_000

@@ -8,19 +8,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
 from fundamentallm.data.corpus import open_corpus
 from fundamentallm.data.token_store import open_prepared, prepare
 from fundamentallm.errors import CorpusError, FundamentaLLMError
-from fundamentallm.evaluation.baselines import Baseline, ladder
-from fundamentallm.evaluation.evaluator import evaluate, token_losses
-from fundamentallm.language_model import LanguageModel
 from fundamentallm.playground.model_cache import MODELS
 from fundamentallm.playground.settings import BUNDLED_ID, PlaygroundSettings, Visitor
 from fundamentallm.runs.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from fundamentallm.evaluation.baselines import Baseline
+    from fundamentallm.language_model import LanguageModel
 
 _SECONDS_BETWEEN_UPDATES = 0.15
 _MODEL_SHARE = 0.8
@@ -41,13 +42,13 @@ class Subject:
     """The training tokens directly before the text, when it is the held-out part."""
     train: npt.NDArray[Any] | None
     """None when the run's training text is not there any more."""
+    note: str = ""
+    """What the reader must know: that only the beginning is measured."""
 
     @property
     def previous_token(self) -> int | None:
         """The training token directly before the text, if it is the held-out part."""
         return None if self.previous is None or not len(self.previous) else int(self.previous[-1])
-    note: str = ""
-    """What the reader must know: that only the beginning is measured."""
 
 
 def subject_of(settings: PlaygroundSettings, run_id: object, visitor: Visitor, text: str | None) -> Subject:
@@ -62,12 +63,12 @@ def subject_of(settings: PlaygroundSettings, run_id: object, visitor: Visitor, t
         if not text:
             raise CorpusError("There is no text yet: paste one, or choose a file.")
         settings.check_corpus_size(len(text.encode("utf-8", "surrogatepass")))
+    cap = settings.limits.evaluated_tokens
     directory = _bundled_tokens(path) if run_id == BUNDLED_ID else path
     try:
         prepared = open_prepared(directory)
     except FundamentaLLMError:
         if text is None:
-    cap = settings.limits.evaluated_tokens
             raise CorpusError("The training text of this run is gone: paste a text to measure on.") from None
         return _given(model, text, None, cap)
     train = prepared.train.tokens
@@ -104,6 +105,9 @@ def measure(
     Raises:
         EvaluationStopped: ``cancelled`` returned True.
     """
+    # Imported here, as everywhere below: it loads PyTorch, which takes seconds, and the page is up before.
+    from fundamentallm.evaluation.evaluator import evaluate
+
     report = progress or (lambda share, doing: None)
     result: dict[str, Any] = evaluate(
         subject.model.model,
@@ -116,14 +120,16 @@ def measure(
         cancelled=cancelled,
     ).as_dict()
     report(_MODEL_SHARE, "Counting and compressing, for comparison")
+    if subject.note:
+        result["note"] = subject.note
     result["baselines"] = [rung.as_dict() for rung in baselines_of(subject)]
     return result
 
 
 def baselines_of(subject: Subject) -> list[Baseline]:
-    if subject.note:
-        result["note"] = subject.note
     """The ladder for a subject; none where its training text is gone."""
+    from fundamentallm.evaluation.baselines import ladder
+
     if subject.train is None:
         return []
     vocabulary = subject.model.tokenizer.vocab_size
@@ -142,6 +148,8 @@ def held_out_baselines(settings: PlaygroundSettings, run_id: object, visitor: Vi
 
 @lru_cache(maxsize=32)
 def _ladder_in(directory: Path, written: int) -> list[dict[str, Any]]:
+    from fundamentallm.evaluation.baselines import ladder
+
     del written  # a part of the key only
     data = open_prepared(directory)
     train = data.train.tokens
@@ -157,6 +165,8 @@ def _ladder_in(directory: Path, written: int) -> list[dict[str, Any]]:
 
 def surprise_of(subject: Subject) -> list[tuple[str, float]]:
     """The beginning of the text, token by token, each with its loss in nats."""
+    from fundamentallm.evaluation.evaluator import token_losses
+
     tokens = subject.tokens[:SURPRISE_TOKENS]
     model, tokenizer = subject.model.model, subject.model.tokenizer
     losses = token_losses(model, tokenizer, tokens, previous_token=subject.previous_token)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fundamentallm.language_model import LanguageModel, load
+if TYPE_CHECKING:
+    from fundamentallm.language_model import LanguageModel
 
 _WEIGHTS = ("model.safetensors", "checkpoints/best/model.safetensors", "checkpoints/last/model.safetensors")
 
@@ -29,6 +31,9 @@ class ModelCache:
         Raises:
             CheckpointError: The checkpoint is missing or damaged.
         """
+        # Imported here: it loads PyTorch, which takes seconds, and the page is up before.
+        from fundamentallm.language_model import load
+
         with self._lock:
             stamp = _stamp(path)
             known = self._models.get(path)

@@ -133,11 +133,11 @@ def _build_live(context: PlaygroundContext) -> _Live:
         resume = gr.Button("Resume", variant="primary", size="md", elem_id="resume", visible=False, min_width=140)
         to_compare = gr.Button("See how it writes", size="md", elem_id="to-compare", min_width=140)
         to_evaluate = gr.Button("Measure how good it is", size="md", elem_id="to-evaluate", min_width=140)
+        to_publish = gr.Button("Take it along", size="md", elem_id="to-publish", min_width=140)
+    keep = panel("notices", notices(keep_sentence(settings)), elem_id="keep", visible=False)
     view = gr.HTML(
         "{}",
         html_template=asset("live.html"),
-        to_publish = gr.Button("Take it along", size="md", elem_id="to-publish", min_width=140)
-    keep = panel("notices", notices(keep_sentence(settings)), elem_id="keep", visible=False)
         js_on_load=asset("chart.js"),
         head=PLOTLY_HEAD,
         server_functions=[tail, earlier],
@@ -257,11 +257,11 @@ def _wire_training(
             gr.update(visible=can_resume),
             gr.update(visible=has_model),
             gr.update(visible=has_model),
+            gr.update(visible=has_model),
+            gr.update(visible=idle and has_model and settings.public and state != "bundled"),
         )
 
     # Pressing twice while the first press is on its way starts one training: trigger_mode "once".
-            gr.update(visible=has_model),
-            gr.update(visible=idle and has_model and settings.public and state != "bundled"),
     setup.start.click(
         begin,
         [secret, corpus.source, corpus.text, corpus.files, *setup.inputs],

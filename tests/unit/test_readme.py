@@ -246,7 +246,15 @@ def front_matter() -> dict[str, Any]:
 def test_the_front_matter_of_the_space() -> None:
     matter = front_matter()
     assert matter["sdk"] == "gradio"
-    assert f"gradio=={matter['sdk_version']}\n" in (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    # The extra has what signing in needs: without it the Sign in button keeps the page from starting on a Space.
+    assert f"gradio[oauth]=={matter['sdk_version']}\n" in (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    assert matter["hf_oauth"] is True
+    assert matter["hf_oauth_scopes"] == ["contribute-repos"], "the least that allows a push"
+    assert matter["suggested_hardware"] == "cpu-basic"
+    assert (ROOT / matter["thumbnail"]).is_file()
+    # ZeroGPU has no other Python 3.12 than this one; the image has the same minor version.
+    assert matter["python_version"] == "3.12.12"
+    assert f"FROM python:{matter['python_version'].rpartition('.')[0]}-slim" in (ROOT / "Dockerfile").read_text()
     assert (ROOT / matter["app_file"]).is_file()
     assert len(matter["short_description"]) <= 60  # the Hub refuses a longer one
     assert {matter["colorFrom"], matter["colorTo"]} <= set(
