@@ -47,18 +47,18 @@ def generate(
     needs_history = any(sampler.needs_history for sampler in samplers)
     windows = [list(prompt) for prompt in prompts]
     tokens, cache.padding = _left_padded(windows, cache.capacity, model.rolls, device)  # (B, t) all the model may see
-    unread = tokens  # what the cache has not seen yet
+    decode = model.decoder()
+    chosen: Tensor | None = None  # None while the cache has not seen all of ``tokens``
     running = [True] * len(prompts)
     for step in range(max_tokens):
         if cache.length == cache.capacity and not model.rolls:
             cache.reset()
             tokens, cache.padding = _left_padded(windows, cache.capacity, model.rolls, device)
-            unread = tokens
-        logits = _next_logits(model, unread, cache)
+            chosen = None
+        logits = _prefill(model, tokens, cache) if chosen is None else decode(chosen, cache)
         chosen = _choose(samplers, logits, draws[:, step], tokens if needs_history else None)
-        unread = chosen[:, None]
         if needs_history:
-            tokens = torch.cat((tokens, unread), dim=1)[:, -cache.capacity :]
+            tokens = torch.cat((tokens, chosen[:, None]), dim=1)[:, -cache.capacity :]
         new = chosen.tolist()
         for window, token in zip(windows, new, strict=True):
             window.append(token)
@@ -70,8 +70,8 @@ def generate(
 
 # The decorator stands on the steps rather than on the iterator: inside a generator it would leak to the consumer.
 @torch.inference_mode()
-def _next_logits(model: BaseModel, tokens: Tensor, cache: KVCache) -> Tensor:
-    """Read (B, T) tokens into the cache; return the logits (B, V) of the token after them."""
+def _prefill(model: BaseModel, tokens: Tensor, cache: KVCache) -> Tensor:
+    """Read all (B, T) tokens into the cache at once; return the logits (B, V) of the token after them."""
     logits: Tensor = model(tokens, cache)
     return logits[:, -1]
 

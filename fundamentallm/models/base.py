@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from fundamentallm import registry
 from fundamentallm.config import ModelConfig
 from fundamentallm.models.kv_cache import KVCache
+
+Decoder = Callable[[Tensor, KVCache], Tensor]
 
 
 class BaseModel(nn.Module, ABC):
@@ -42,6 +46,19 @@ class BaseModel(nn.Module, ABC):
     @abstractmethod
     def new_cache(self, batch_size: int) -> KVCache:
         """An empty cache for ``batch_size`` sequences, on the model's device."""
+
+    def decoder(self) -> Decoder:
+        """What reads one new token of each sequence, (B,), into a cache, and returns the logits (B, V) of the next.
+
+        Good for one text: made anew when the weights have been replaced.
+        """
+
+        @torch.inference_mode()
+        def decode(tokens: Tensor, cache: KVCache) -> Tensor:
+            logits: Tensor = self(tokens[:, None], cache)
+            return logits[:, -1]
+
+        return decode
 
     def muon_matrices(self) -> list[nn.Parameter]:
         """The weight matrices that Muon may orthogonalise; all other parameters are AdamW's."""

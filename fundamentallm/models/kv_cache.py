@@ -52,15 +52,20 @@ class KVCache:
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, H, T, D) of T new tokens; return all that are to be attended to, (B, H, S, D)."""
         new = keys.size(2)
+        slot = self.reserve(new)
+        self.keys[layer, :, :, slot : slot + new] = keys
+        self.values[layer, :, :, slot : slot + new] = values
+        filled = min(self.length + new, self.capacity)
+        return self.keys[layer, :, :, :filled], self.values[layer, :, :, :filled]
+
+    def reserve(self, new: int) -> int:
+        """Make room for ``new`` tokens; return the slot of the first of them."""
         # More than one token must not wrap: the first of them still needs what the last of them would overwrite.
         assert new == 1 or self.length + new <= self.capacity
         slot = self.length % self.capacity
         if slot + new > self.keys.size(3):
             self._grow(slot + new)
-        self.keys[layer, :, :, slot : slot + new] = keys
-        self.values[layer, :, :, slot : slot + new] = values
-        filled = min(self.length + new, self.capacity)
-        return self.keys[layer, :, :, :filled], self.values[layer, :, :, :filled]
+        return slot
 
     def _grow(self, needed: int) -> None:
         """Make room for ``needed`` tokens in every layer."""

@@ -74,7 +74,7 @@ def count_parameters(config: ModelConfig) -> int:
     norm = 1 + (bias if config.norm == "layernorm" else 0)  # numbers per component
     heads, queries = (config.num_heads + 2 * config.kv_heads) * config.head_width, config.num_heads * config.head_width
     attention = (width + bias) * heads + (queries + bias) * width
-    attention += 2 * norm * config.head_width if config.qk_norm else 0
+    attention += 2 * config.head_width if config.qk_norm else 0
     inside = (2 if config.activation == "swiglu" else 1) * config.ffn_width
     feed_forward = (width + bias) * inside + (config.ffn_width + bias) * width
     embedding = config.vocab_size * width * (1 if config.tie_embeddings else 2)
@@ -157,7 +157,7 @@ def _seconds_per_step(model: BaseModel, config: Config, device: torch.device, st
         forward_and_backward = time.perf_counter() - started
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         whole = time.perf_counter() - started

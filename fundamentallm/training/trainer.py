@@ -150,15 +150,15 @@ class Trainer:
 
     def _update_weights(self) -> None:
         for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
+            self.scaler.unscale_(optimizer)  # type: ignore[arg-type] # has what a scaler needs of torch's own
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         self._grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.config.training.gradient_clip_norm is not None:
             limit = self.config.training.gradient_clip_norm
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, self._grad_norm)
         for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
+            self.scaler.step(optimizer)  # type: ignore[arg-type]
+            optimizer.zero_grad()
         self.scaler.update()
 
     def _set_learning_rate(self) -> None:
@@ -321,7 +321,7 @@ class Trainer:
         with torch.random.fork_rng():
             self._loss(*self._batch(0)).backward()
         for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
 
     def _started(self) -> TrainingStarted:
         return TrainingStarted(

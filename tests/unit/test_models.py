@@ -14,7 +14,8 @@ from fundamentallm.config import ModelConfig
 from fundamentallm.errors import ConfigError
 from fundamentallm.models import BaseModel, build_model
 from fundamentallm.models.interchange import export_weights, family, import_weights, transformers_config
-from fundamentallm.models.transformer import attend, rotary_tables, rotate
+from fundamentallm.models.numpy_decoder import NumpyDecoder
+from fundamentallm.models.transformer import attend, rms_norm, rotary_tables, rotate
 
 VOCAB, LENGTH = 29, 16
 
@@ -81,6 +82,49 @@ def test_a_padded_batch_equals_each_sequence_alone(config: ModelConfig) -> None:
     for row, sequence in enumerate(given):
         alone = model(torch.cat((sequence, torch.arange(4)))[None])[0, -5:]
         torch.testing.assert_close(torch.stack(together)[:, row], alone, atol=1e-5, rtol=1e-4)
+
+
+@variants
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_the_decoder_in_numpy_is_the_same_model(config: ModelConfig, kv_heads: int) -> None:
+    if config.architecture == "transformer":
+        config = config.model_copy(update={"num_kv_heads": kv_heads})
+    model = randomised(config)
+    assert isinstance(model.decoder(), NumpyDecoder) == (config.architecture == "transformer")
+    caches, decoders = [model.new_cache(3) for _ in range(2)], [model.decoder(), BaseModel.decoder(model)]
+    with torch.inference_mode():
+        for cache in caches:
+            cache.padding = torch.tensor([0, 3, 1])
+            model(tokens(3, 4), cache)
+    # Past the context too, where the cache rolls.
+    for step in range(4, 2 * LENGTH if model.rolls else LENGTH):
+        new = tokens(3, 1, seed=step)[:, 0]
+        ours, theirs = (decode(new, cache) for decode, cache in zip(decoders, caches, strict=True))
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+        assert caches[0].length == caches[1].length == step + 1
+
+
+def test_numpy_decodes_only_what_suits_it() -> None:
+    assert NumpyDecoder.suits(build_model(shape()))
+    assert not NumpyDecoder.suits(build_model(shape()).to(torch.bfloat16))
+    with torch.device("meta"):
+        assert not NumpyDecoder.suits(build_model(shape(d_model=1024, num_layers=4)))
+
+
+@pytest.mark.parametrize("shape_", [(2, 5, 16), (3, 4, 6, 8)])
+def test_the_derivative_of_rms_norm_is_right(shape_: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(shape_, generator=generator, requires_grad=True)
+    gain = torch.randn(shape_[2:], generator=generator, requires_grad=True)
+    weights = torch.randn(shape_, generator=generator)
+    ours = rms_norm(x, gain, torch.tensor(1e-5))
+    theirs = torch.nn.functional.rms_norm(x, shape_[-1:], None, 1e-5) * gain
+    torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        torch.testing.assert_close(rms_norm(x, gain, torch.tensor(1e-5)), theirs)
+    expected = torch.autograd.grad((theirs * weights).sum(), (x, gain))
+    for a, b in zip(torch.autograd.grad((ours * weights).sum(), (x, gain)), expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 @variants
@@ -168,7 +212,8 @@ def test_written_out_attention_equals_the_fused_one(monkeypatch: pytest.MonkeyPa
 def test_rotation_depends_on_distance_alone() -> None:
     rotation = rotary_tables(torch.arange(40), 8, 10_000.0)
     q, k = torch.randn(8), torch.randn(8)
-    products = rotate(q.expand(40, 8), rotation) @ rotate(k.expand(40, 8), rotation).T
+    turned_q, turned_k = (rotate(x.expand(40, 1, 8), rotation)[:, 0] for x in (q, k))
+    products = turned_q @ turned_k.T
     for offset in (-7, 0, 3):
         diagonal = products.diagonal(offset)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=1e-4)
