@@ -12,7 +12,7 @@ Shapes, with one new token throughout (T = 1, left out):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
