@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fundamentallm.errors import FundamentaLLMError
+from fundamentallm.playground.measuring import held_out_baselines
 from fundamentallm.playground.settings import PlaygroundSettings, Visitor
 from fundamentallm.runs import waiting_line
 from fundamentallm.runs.run_directory import RunDirectory
@@ -20,6 +21,8 @@ MAX_POINTS = 3_000
 
 MAX_SAMPLES = 60
 MAX_EARLIER_RUNS = 5
+_MAX_BASELINE_BYTES = 1_000_000
+"""Of a held-out part that is worth a second of counting while the model trains."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,23 @@ def answer_earlier(settings: PlaygroundSettings, question: object) -> dict[str, 
         if len(points) > 1 and len(curves) < MAX_EARLIER_RUNS:
             curves.append({"name": other.id, "step": [s for s, _ in points], "loss": [v for _, v in points]})
     return {"runs": curves}
+
+
+def answer_baselines(settings: PlaygroundSettings, question: object) -> dict[str, Any]:
+    """What counting models reach on a run's held-out part, for the lines that the curve has to cross.
+
+    ``baselines`` is None as long as the run's text is not prepared, and empty where measuring would take too long.
+    """
+    try:
+        run, asked = _opened(settings, question)
+        if not run.corpus_path.exists():  # the last file that preparing writes
+            return {"baselines": None}
+        if (run.path / "tokens" / "validation.txt").stat().st_size > _MAX_BASELINE_BYTES:
+            return {"baselines": []}
+        rungs = held_out_baselines(settings, run.id, Visitor.of(asked.get("secret")))
+    except (FundamentaLLMError, OSError):
+        return {"baselines": []}
+    return {"baselines": [{"name": rung["name"], "loss": rung["loss"]} for rung in rungs if rung["loss"] is not None]}
 
 
 def thinned_points(points: Sequence[tuple[float, float]], limit: int = 400) -> list[tuple[float, float]]:

@@ -11,7 +11,7 @@ import gradio as gr
 
 from fundamentallm.config import Config, GenerationConfig
 from fundamentallm.errors import FundamentaLLMError, GenerationError
-from fundamentallm.language_model import LanguageModel
+from fundamentallm.playground.measuring import copies_of
 from fundamentallm.playground.model_cache import MODELS
 from fundamentallm.playground.panels import notices, panel, stopped
 from fundamentallm.playground.settings import PlaygroundContext, PlaygroundSettings, Visitor
@@ -96,7 +96,8 @@ def build(context: PlaygroundContext) -> None:
         request: gr.Request,
     ) -> Iterator[list[object]]:
         try:
-            model = MODELS.load(settings.model_path(run_id, Visitor.of(secret, request)))
+            visitor = Visitor.of(secret, request)
+            model = MODELS.load(settings.model_path(run_id, visitor))
             prompt = checked_prompt(prompt)
             wanted = column_settings(settings, length, temperature, top_k, top_p, seed)
             note = unknown_note(model, prompt)
@@ -111,6 +112,8 @@ def build(context: PlaygroundContext) -> None:
                 if time.monotonic() - last >= _SECONDS_BETWEEN_UPDATES:
                     yield [comparison.view("running"), noted, gr.skip(), gr.skip()]
                     last = time.monotonic()
+            yield [comparison.view("done"), noted, *_idle()]
+            comparison.copies = copies_of(settings, run_id, visitor, comparison.texts)
             yield [comparison.view("done"), noted, *_idle()]
         except FundamentaLLMError as error:
             yield [gr.skip(), notices(str(error), kind="error"), *_idle()]
@@ -219,6 +222,8 @@ class Comparison:
         self.model = model
         self.settings = settings
         self.texts = ["" for _ in settings]
+        self.copies: Sequence[dict[str, object]] | None = None
+        """What of each text was copied from the training text, once it is known."""
         self._run = secrets.token_hex(4)
         self._tokens = [0 for _ in settings]
         self._started = time.monotonic()
@@ -250,6 +255,8 @@ class Comparison:
                     column["parting"] = f"Leaves greedy at character {cut + 1:,}"
                 elif state == "done":
                     column["parting"] = "The same as greedy"
+            if self.copies is not None:
+                column["copied"] = self.copies[index]
             columns.append(column)
         return {"prompt": self.prompt, "columns": columns, "state": state, "run": self._run, "model": self.model}
 

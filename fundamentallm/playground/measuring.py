@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_UPDATES = 0.15
 _MODEL_SHARE = 0.8
 """Share of the progress bar for the model; the rest is for the baselines."""
+_SEARCHED_TOKENS = 5_000_000
+"""Training tokens that are searched for copies, from the beginning: half a second of searching."""
+_AROUND = 60
+"""Characters of the training text shown on either side of a copied piece."""
 SURPRISE_TOKENS = 1_500
 """Tokens shown with their surprise: some screens of text."""
 
@@ -171,6 +175,47 @@ def surprise_of(subject: Subject) -> list[tuple[str, float]]:
     model, tokenizer = subject.model.model, subject.model.tokenizer
     losses = token_losses(model, tokenizer, tokens, previous_token=subject.previous_token)
     return [(tokenizer.token_text(int(token)), float(loss)) for token, loss in zip(tokens, losses, strict=True)]
+
+
+def copies_of(
+    settings: PlaygroundSettings, run_id: object, visitor: Visitor, texts: Sequence[str]
+) -> list[dict[str, Any]] | None:
+    """What of each text stands word for word in the training text, for assets/compare.js; None where that is gone.
+
+    Raises:
+        FundamentaLLMError: No such run for this visitor.
+    """
+    path = settings.model_path(run_id, visitor)
+    directory = _bundled_tokens(path) if run_id == BUNDLED_ID else path
+    try:
+        corpus = _training_text(directory, (directory / "tokens").stat().st_mtime_ns)
+    except (FundamentaLLMError, OSError):
+        return None
+    return [_copies(text, corpus) for text in texts]
+
+
+def _copies(text: str, corpus: str) -> dict[str, Any]:
+    from fundamentallm.evaluation.memorization import copied_spans
+
+    spans = copied_spans(text, corpus)
+    view: dict[str, Any] = {"spans": [[span.start, span.end] for span in spans]}
+    if not spans:
+        return view | {"note": "Nothing is copied word for word"}
+    longest = max(spans, key=lambda span: span.length)
+    share = sum(span.length for span in spans) / len(text)
+    start, end = longest.corpus_position, longest.corpus_position + longest.length
+    return view | {
+        "note": f"{share:.0%} stands in the training text, up to {longest.length:,} characters on end",
+        "source": f"The longest, from character {start + 1:,} of the training text:\n"
+        f"…{corpus[max(0, start - _AROUND) : start]}▸{corpus[start:end]}◂{corpus[end : end + _AROUND]}…",
+    }
+
+
+@lru_cache(maxsize=2)
+def _training_text(directory: Path, written: int) -> str:
+    del written  # a part of the key only
+    data = open_prepared(directory)
+    return data.tokenizer.decode(data.train.tokens[:_SEARCHED_TOKENS])
 
 
 def stored_evaluation(settings: PlaygroundSettings, run_id: object, visitor: Visitor) -> dict[str, Any] | None:

@@ -122,12 +122,15 @@ def _build_setup(context: PlaygroundContext) -> _Setup:
 def _build_live(context: PlaygroundContext) -> _Live:
     settings = context.settings
 
-    # These two are reachable by anyone with any argument (Gradio's /component_server), so they authorise and cap.
+    # These are reachable by anyone with any argument (Gradio's /component_server), so they authorise and cap.
     def tail(question: object) -> dict[str, Any]:
         return charts.answer_tail(settings, question)
 
     def earlier(question: object) -> dict[str, Any]:
         return charts.answer_earlier(settings, question)
+
+    def baselines(question: object) -> dict[str, Any]:
+        return charts.answer_baselines(settings, question)
 
     with gr.Row(elem_id="next", visible=False) as next_row:
         resume = gr.Button("Resume", variant="primary", size="md", elem_id="resume", visible=False, min_width=140)
@@ -140,7 +143,7 @@ def _build_live(context: PlaygroundContext) -> _Live:
         html_template=asset("live.html"),
         js_on_load=asset("chart.js"),
         head=PLOTLY_HEAD,
-        server_functions=[tail, earlier],
+        server_functions=[tail, earlier, baselines],
         apply_default_css=False,
         elem_id="live",
     )

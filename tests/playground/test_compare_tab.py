@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
+
+from fundamentallm.data.tiny_tales import tiny_tales
 
 pytestmark = pytest.mark.browser
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -68,6 +71,25 @@ def test_stop_ends_the_writing_and_keeps_the_text(compare):
     compare.wait_for_timeout(600)
     assert written(compare) == text
     assert len(text[0]) < 2000
+
+
+def test_what_was_copied_from_the_training_text_is_told_and_underlined(compare):
+    write(compare)
+    done(compare)
+    notes = compare.locator("#compare-columns .fl-copied")
+    expect(notes.first).to_contain_text("stands in the training text")
+    expect(notes.first).to_have_attribute("title", re.compile("from character [0-9,]+ of the training text"))
+    marked = "[...(CSS.highlights.get('fl-copied') || [])].map((range) => range.toString())"
+    assert compare.evaluate(marked) == []
+    notes.first.click()
+    pieces = compare.evaluate(marked)
+    text = "".join(compare.locator("#compare-columns .fl-written").all_text_contents())
+    assert pieces and all(piece in text for piece in pieces)
+    corpus = tiny_tales()
+    whole = [piece for piece in pieces if len(piece) >= 24]  # where columns part a piece lies in two nodes
+    assert whole and all(piece in corpus for piece in whole)
+    notes.first.click()
+    assert compare.evaluate(marked) == []
 
 
 def test_unknown_characters_are_named_and_html_stays_text(compare):

@@ -144,6 +144,10 @@ def test_train_an_upload_to_the_end_and_see_the_curve_grow(page, server, tmp_pat
     assert xs == sorted(set(xs)), "every step once, in order"
     validation = page.evaluate("document.querySelector('.fl-loss-chart').data[2].y")
     assert len(validation) >= 10 and validation[-1] < validation[0]
+    labels = "document.querySelector('.fl-loss-chart').layout.shapes.map((shape) => shape.label.text)"
+    page.wait_for_function(f"{labels}.includes('trigram')")
+    page.get_by_text("Baselines").click()
+    page.wait_for_function(f"{labels}.length === 0")
     # What a model trained on HTML writes is text.
     samples = page.locator(".fl-samples li")
     assert samples.count() >= 10

@@ -20,6 +20,7 @@
   let timer = null;
   let drawn = false;
   let phase = null;
+  let baselines = null; // What counting models reach; null until the server knows.
   let fresh = true; // The next answer begins the curve anew.
 
   function emptyCurve() {
@@ -49,6 +50,23 @@
     };
   }
 
+  // Lines that the curve has to cross. As shapes they never stretch the axes: the curve decides what is in sight.
+  function baselineLines(c) {
+    return (switches.baselines.checked ? baselines || [] : []).map((baseline) => ({
+      type: "line", layer: "below", xref: "paper", x0: 0, x1: 1, y0: baseline.loss, y1: baseline.loss,
+      line: { color: c.earlier, width: 1, dash: "dash" },
+      label: { text: baseline.name, textposition: "end", yanchor: "bottom", padding: 2, font: { size: 10, color: c.ink } },
+    }));
+  }
+
+  async function fetchBaselines() {
+    const asked = generation;
+    const answer = await server.baselines({ run: target.run, secret: target.secret });
+    if (asked !== generation || !answer || !answer.baselines) return;
+    baselines = answer.baselines;
+    if (drawn) Plotly.relayout(loss, { shapes: lossLayout(colours()).shapes });
+  }
+
   function lossLayout(c) {
     const annotation = phase && phase.since_step !== null && phase.since_step !== undefined;
     return {
@@ -58,10 +76,13 @@
       legend: { orientation: "h", x: 1, xanchor: "right", y: 1, yanchor: "top", bgcolor: "rgba(0,0,0,0)" },
       xaxis: axis(c, { title: { text: "step", font: { size: 11 }, standoff: 6 }, showgrid: false, rangemode: "tozero" }),
       yaxis: axis(c, { type: switches.log.checked ? "log" : "linear", nticks: 7 }),
-      shapes: annotation
-        ? [{ type: "line", x0: phase.since_step, x1: phase.since_step, yref: "paper", y0: 0, y1: 1,
-             line: { color: c.validation, width: 1, dash: "dot" } }]
-        : [],
+      shapes: [
+        ...baselineLines(c),
+        ...(annotation
+          ? [{ type: "line", x0: phase.since_step, x1: phase.since_step, yref: "paper", y0: 0, y1: 1,
+               line: { color: c.validation, width: 1, dash: "dot" } }]
+          : []),
+      ],
       annotations: annotation
         ? [{ x: phase.since_step, yref: "paper", y: 0, yanchor: "bottom", xanchor: "left", showarrow: false,
              text: " best, then overfitting", font: { size: 11, color: c.validation } }]
@@ -224,6 +245,7 @@
 
   function restart() {
     forget();
+    baselines = null;
     list.replaceChildren();
     if (window.Plotly && drawn) for (const chart of [loss, rate, speed]) Plotly.purge(chart);
     drawn = false;
@@ -293,6 +315,7 @@
     sampleCount = answer.samples_total;
     addSamples(answer.samples);
     showStatus(answer.status);
+    if (drawn && baselines === null) fetchBaselines().catch(() => {}); // Asked again with the next answer.
     const active = ["waiting", "starting", "running", "stopping"].includes(state);
     schedule(active ? 1000 : 3000);
   }
@@ -300,6 +323,9 @@
   switches.smooth.addEventListener("change", () => drawn && draw());
   switches.log.addEventListener("change", () => {
     if (drawn) Plotly.relayout(loss, { "yaxis.type": switches.log.checked ? "log" : "linear", "yaxis.autorange": true });
+  });
+  switches.baselines.addEventListener("change", () => {
+    if (drawn) Plotly.relayout(loss, { shapes: lossLayout(colours()).shapes });
   });
   switches.earlier.addEventListener("change", () => drawn && drawEarlier());
   document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && schedule(0));
