@@ -73,6 +73,7 @@ def fetch_dataset(
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
     token: str | None = None,
+    as_nobody: bool = False,
     endpoint: str | None = None,
 ) -> list[TextSource]:
     """Fetch one split of a dataset and open its texts.
@@ -84,6 +85,7 @@ def fetch_dataset(
         progress: Is told first how large it is, then the share that is there.
         cancelled: Asked at every block; True ends it with CorpusError.
         token: For a private dataset; that of the account signed in on this machine when not given.
+        as_nobody: Without any token, on behalf of strangers: public datasets only.
         endpoint: Another Hub than the one ``HF_ENDPOINT`` names.
 
     Raises:
@@ -91,7 +93,7 @@ def fetch_dataset(
         HubError: The dataset is missing, or the Hub cannot be reached.
     """
     wanted = parse_dataset(source)
-    token = token or local_token()
+    token = None if as_nobody else token or local_token()
     api = hub_api(token, endpoint)
     failure = f"The dataset {wanted.repo_id!r} could not be fetched from the Hub"
     with hub_errors(failure):

@@ -11,11 +11,13 @@ from typing import Any
 import gradio as gr
 from gradio.events import api as register
 
+from fundamentallm.data.hub_dataset import PREFIX
 from fundamentallm.errors import ConfigError, CorpusError
 from fundamentallm.playground import jobs
 from fundamentallm.playground.compare_tab import checked_prompt, column_settings
 from fundamentallm.playground.corpus_tab import chosen_corpus, examined, files_by_name
 from fundamentallm.playground.errors import shown_to_the_user
+from fundamentallm.playground.hub_texts import HUB_TEXTS
 from fundamentallm.playground.measuring import measure, subject_of
 from fundamentallm.playground.model_cache import MODELS
 from fundamentallm.playground.settings import PlaygroundContext, PlaygroundSettings, Visitor
@@ -27,9 +29,14 @@ class Endpoints:
     def __init__(self, settings: PlaygroundSettings) -> None:
         self._settings = settings
 
+    def _fetch(self, source: object) -> None:
+        if isinstance(source, str) and source.startswith(PREFIX):
+            HUB_TEXTS.fetch(self._settings, source)
+
     def describe_corpus(self, source: str, text: str = "", files: list[dict] | None = None) -> dict:  # type: ignore[type-arg]
-        """Counts, alphabet, warnings, preview of a text: a built-in name, "paste" with text, or "upload" with files."""
+        """Counts, alphabet, preview of a text: a built-in name, "paste", "upload", or "hub:user/dataset"."""
         with shown_to_the_user():
+            self._fetch(source)
             paths = uploaded_paths(files)
             with files_by_name(paths):
                 return examined(chosen_corpus(self._settings, source, text, paths)).as_dict()
@@ -45,6 +52,7 @@ class Endpoints:
     ) -> str:
         """Start a training, or let it wait for a place, and return its run id; settings as in {"training.seed": 1}."""
         with shown_to_the_user():
+            self._fetch(source)
             run = jobs.start_training(
                 self._settings,
                 Visitor.of(None, request),

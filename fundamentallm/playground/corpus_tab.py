@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import secrets
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
 from fundamentallm.config import DataConfig, load_config
 from fundamentallm.data.corpus import Corpus, open_corpus, text_corpus
 from fundamentallm.data.examples import BUILT_IN
+from fundamentallm.data.hub_dataset import PREFIX
 from fundamentallm.data.statistics import CorpusStatistics, describe
 from fundamentallm.data.tokenizers import BPETokenizer, CharacterTokenizer
 from fundamentallm.errors import CorpusError, FundamentaLLMError
-from fundamentallm.playground.panels import notices, panel
+from fundamentallm.playground.hub_texts import HUB_TEXTS, dataset_source
+from fundamentallm.playground.measuring import Progress, followed
+from fundamentallm.playground.panels import notices, panel, stopped
 from fundamentallm.playground.settings import (
+    SOURCE_HUB,
     SOURCE_PASTE,
     SOURCE_UPLOAD,
     CorpusParts,
@@ -26,6 +33,7 @@ from fundamentallm.playground.settings import (
 )
 
 FIRST_SOURCE = "tiny-tales"
+_QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 # The token view learns its vocabulary from this many characters and shows the first of them: enough to look real,
 # little enough to answer while one is still looking.
@@ -55,6 +63,8 @@ def chosen_corpus(
             raise CorpusError("There is no file yet: choose one or more.")
         with files_by_name(files):
             return open_corpus(list(files), max_bytes=cap)
+    if isinstance(source, str) and source.startswith(PREFIX):
+        return HUB_TEXTS.get(settings, source)
     # Never a path: only names that are on the list.
     if not isinstance(source, str) or source not in BUILT_IN:
         raise CorpusError(f"There is no built-in text {source!r}: choose one of {', '.join(BUILT_IN)}.")
@@ -67,10 +77,11 @@ def build(context: PlaygroundContext) -> CorpusParts:
     choices += [
         ("Your files\nText, Markdown, CSV, PDF, ZIP: one or several.", SOURCE_UPLOAD),
         ("Your text\nPaste anything you like.", SOURCE_PASTE),
+        ("Hub dataset\nA text dataset on the Hugging Face Hub.", SOURCE_HUB),
     ]
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
-            source = gr.Radio(
+            choice = gr.Radio(
                 choices,
                 value=FIRST_SOURCE,
                 label="What should the model learn from?",
@@ -86,6 +97,9 @@ def build(context: PlaygroundContext) -> CorpusParts:
                 placeholder="Paste a text here.",
                 elem_id="corpus-text",
             )
+            hub = _build_hub()
+            # What is really meant, for this tab and the next: a choice, or a dataset that was fetched.
+            source = gr.Textbox(FIRST_SOURCE, visible="hidden", elem_id="corpus-chosen")
         with gr.Column(scale=7, min_width=340):
             warnings = panel("notices", elem_id="corpus-notices")
             report = panel("corpus", elem_id="corpus-report")
@@ -107,8 +121,8 @@ def build(context: PlaygroundContext) -> CorpusParts:
                 statistics = examined(corpus)
                 coloured = token_view(corpus, tokenizer)
         except FundamentaLLMError as error:
-            missing = (source == SOURCE_UPLOAD and not files) or (source == SOURCE_PASTE and not (text or "").strip())
-            kind = "warning" if missing else "error"
+            missing = {SOURCE_UPLOAD: not files, SOURCE_PASTE: not (text or "").strip(), PREFIX: True}
+            kind = "warning" if missing.get(source) else "error"
             return [notices(str(error), kind=kind), gr.skip(), gr.skip()]
         return [notices(*statistics.warnings), report_of(statistics), coloured]
 
@@ -118,14 +132,15 @@ def build(context: PlaygroundContext) -> CorpusParts:
         except FundamentaLLMError:
             return gr.skip()
 
-    source.change(
-        lambda source: (gr.update(visible=source == SOURCE_UPLOAD), gr.update(visible=source == SOURCE_PASTE)),
-        source,
-        [files, text],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    def choose(choice: str, name: str) -> list[object]:
+        shown: list[object] = [gr.update(visible=choice == kind) for kind in (SOURCE_UPLOAD, SOURCE_PASTE, SOURCE_HUB)]
+        meant = choice
+        if choice == SOURCE_HUB:
+            meant = dataset_source(name) if HUB_TEXTS.has(settings, dataset_source(name)) else PREFIX
+        return [*shown, meant]
+
+    choice.change(choose, [choice, hub.name], [files, text, hub.column, source], **_QUICK)
+    _wire_hub(settings, hub, source)
     inputs = [source, text, files, tokenizer]
     blocks = gr.context.Context.root_block
     assert blocks is not None, "build is called inside gr.Blocks"
@@ -152,6 +167,81 @@ def build(context: PlaygroundContext) -> CorpusParts:
         api_visibility="private",
     )
     return CorpusParts(source, text, files)
+
+
+def _fetched(
+    settings: PlaygroundSettings, source: str, report: Callable[[float, str], None], cancelled: Callable[[], bool]
+) -> dict[str, Any]:
+    HUB_TEXTS.fetch(settings, source, report, cancelled)
+    return {}
+
+
+def _idle() -> list[object]:
+    return [gr.update(interactive=True), gr.update(visible=False)]
+
+
+@dataclass(frozen=True)
+class _Hub:
+    column: gr.Column
+    name: gr.Textbox
+    fetch: gr.Button
+    stop: gr.Button
+    progress: gr.HTML
+
+
+def _build_hub() -> _Hub:
+    with gr.Column(visible=False, elem_id="corpus-hub") as column:
+        name = gr.Textbox(
+            label="Dataset",
+            info="user/dataset; where there are several, with :split and :column behind it.",
+            placeholder="user/dataset:train:text",
+            max_lines=1,
+            elem_id="corpus-hub-name",
+        )
+        with gr.Row():
+            fetch = gr.Button("Fetch", variant="primary", elem_id="corpus-hub-fetch")
+            stop = gr.Button("Stop", variant="stop", visible=False, elem_id="corpus-hub-stop")
+        progress = panel("evaluate", elem_id="corpus-hub-progress")
+    return _Hub(column, name, fetch, stop, progress)
+
+
+def _wire_hub(settings: PlaygroundSettings, hub: _Hub, source: gr.Textbox) -> None:
+    def get(name: str) -> Iterator[list[object]]:
+        wanted, token = dataset_source(name), secrets.token_hex(4)
+        busy = [gr.update(interactive=False), gr.update(visible=True)]
+        yield [{"progress": 0.0, "doing": "Asking the Hub", "run": token}, PREFIX, *busy]
+        try:
+            for step in followed(lambda report, cancelled: _fetched(settings, wanted, report, cancelled)):
+                if isinstance(step, Progress):
+                    yield [{"progress": step.share, "doing": step.doing, "run": token}, *[gr.skip()] * 3]
+            yield [{}, wanted, *_idle()]
+        except FundamentaLLMError as error:
+            yield [{"error": str(error)}, PREFIX, *_idle()]
+
+    # Until it is fetched, a name that is being written means nothing.
+    hub.name.input(lambda: PREFIX, None, source, **_QUICK)
+    gets: list[Any] = [
+        trigger(
+            get,
+            hub.name,
+            [hub.progress, source, hub.fetch, hub.stop],
+            show_progress="hidden",
+            trigger_mode="once",
+            concurrency_limit=2,
+            concurrency_id="fetching",
+            api_visibility="private",
+        )
+        for trigger in (hub.fetch.click, hub.name.submit)
+    ]
+    for event in gets:
+        event.failure(_idle, None, [hub.fetch, hub.stop], **_QUICK)
+    hub.stop.click(
+        lambda value: [{**stopped(value), "empty": "Stopped."}, *_idle()],
+        hub.progress,
+        [hub.progress, hub.fetch, hub.stop],
+        cancels=gets,
+        **_QUICK,
+    )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ its own copy of pasted or uploaded text: it can be resumed after the browser and
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import threading
@@ -19,7 +20,9 @@ import yaml
 
 from fundamentallm.config import Config, load_config
 from fundamentallm.data.corpus import Corpus
+from fundamentallm.data.examples import BUILT_IN
 from fundamentallm.data.file_formats import well_formed
+from fundamentallm.data.hub_dataset import PREFIX
 from fundamentallm.data.statistics import needed_characters, too_short
 from fundamentallm.errors import ConfigError, CorpusError, RunError
 from fundamentallm.playground.corpus_tab import chosen_corpus
@@ -68,7 +71,7 @@ def start_training(
     Args:
         settings: Where runs are kept, and the caps.
         visitor: Whose run it will be.
-        source: Name of a built-in corpus, ``"upload"`` or ``"paste"``.
+        source: Name of a built-in corpus, ``"upload"``, ``"paste"``, or ``hub:user/dataset…``, fetched already.
         text: The pasted text.
         files: Paths of the uploaded files.
         preset: Name of a preset.
@@ -86,13 +89,14 @@ def start_training(
     with _starting, _writable():
         _check_places(settings, visitor)
         shown = _arguments(_shown_sources(source, files), preset, minutes, overrides or {})
-        name = source if source not in (SOURCE_PASTE, SOURCE_UPLOAD) else Path(corpus_title(source, files)).stem
+        is_file = source in (SOURCE_PASTE, SOURCE_UPLOAD)
+        name = Path(corpus_title(source, files)).stem if is_file else source.removeprefix(PREFIX)
         run = RunDirectory.create(
             settings.runs_directory, name, config=config, command=["fundamentallm", "train", *shown]
         )
         try:
             settings.claim(run, visitor)
-            sources = _kept_sources(run, source, text, files)
+            sources = _kept_sources(run, source, text, files, corpus)
             run.write_config(config.with_values(data={"source": sources}))
             _start_or_wait(settings, run, _arguments(sources, preset, minutes, overrides or {}))
         except BaseException:
@@ -337,15 +341,23 @@ def _shown_sources(source: str, files: Sequence[str] | None) -> list[str]:
     return [source]
 
 
-def _kept_sources(run: RunDirectory, source: str, text: str | None, files: Sequence[str] | None) -> list[str]:
+def _kept_sources(
+    run: RunDirectory, source: str, text: str | None, files: Sequence[str] | None, corpus: Corpus
+) -> list[str]:
     """What the trainer reads: a built-in name, or copies inside the run directory."""
-    if source not in (SOURCE_PASTE, SOURCE_UPLOAD):
+    if source in BUILT_IN:
         return [source]
     folder = run.path / _TEXT_FOLDER
     folder.mkdir()
     if source == SOURCE_PASTE:
         kept = folder / "pasted-text.txt"
         kept.write_text(well_formed(text or ""), encoding="utf-8")
+        return [str(kept)]
+    if source.startswith(PREFIX):
+        # A dataset may change on the Hub, and need not be fetched again by whoever resumes.
+        kept = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', source.removeprefix(PREFIX))}.txt"
+        with kept.open("w", encoding="utf-8", newline="") as out:
+            out.writelines(corpus.chunks())
         return [str(kept)]
     paths = []
     for number, file in enumerate(files or (), start=1):

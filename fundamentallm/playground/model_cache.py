@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from fundamentallm.errors import CheckpointError
 
 if TYPE_CHECKING:
     from fundamentallm.language_model import LanguageModel
@@ -38,7 +41,11 @@ class ModelCache:
             stamp = _stamp(path)
             known = self._models.get(path)
             if known is None or known[0] != stamp:
-                known = (stamp, load(path))
+                try:
+                    known = (stamp, load(path))
+                except CheckpointError as error:
+                    # Where the server keeps its runs is nobody's business.
+                    raise CheckpointError(str(error).replace(f"{path.parent}{os.sep}", "")) from None
                 self._models[path] = known
             self._models.move_to_end(path)
             while len(self._models) > self._capacity:

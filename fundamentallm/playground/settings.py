@@ -25,6 +25,8 @@ SOURCE_UPLOAD = "upload"
 """Value of the corpus source that means: the uploaded files."""
 SOURCE_PASTE = "paste"
 """Value of the corpus source that means: the pasted text."""
+SOURCE_HUB = "hub"
+"""Value of the choice that means: a dataset on the Hub, whose name is written beside it."""
 
 _PACKAGE = Path(__file__).parent.parent
 # In a wheel the checkpoint lies inside the package, in a clone under examples/.
@@ -212,8 +214,8 @@ class PlaygroundContext:
 class CorpusParts:
     """The components of the Corpus tab that say which text is meant."""
 
-    source: gr.Radio | gr.Dropdown
-    """Name of a built-in corpus, ``SOURCE_UPLOAD`` or ``SOURCE_PASTE``."""
+    source: gr.Textbox
+    """Name of a built-in corpus, ``SOURCE_UPLOAD``, ``SOURCE_PASTE``, or ``hub:user/dataset…`` once that is fetched."""
     text: gr.Textbox
     files: gr.File
 

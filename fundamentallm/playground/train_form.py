@@ -12,6 +12,7 @@ import yaml
 
 from fundamentallm.config import Config, field_help, load_config, presets
 from fundamentallm.data.examples import BUILT_IN
+from fundamentallm.data.hub_dataset import PREFIX
 from fundamentallm.errors import ConfigError
 from fundamentallm.playground.settings import SOURCE_PASTE, SOURCE_UPLOAD
 
@@ -137,6 +138,8 @@ def corpus_title(source: str, files: Sequence[str] | None) -> str:
         if files and len(files) > 1:
             return f"{len(files)} files"
         return Path(files[0]).name if files else "your files"
+    if source.startswith(PREFIX):
+        return source.removeprefix(PREFIX) or "a Hub dataset"
     return BUILT_IN[source].title if source in BUILT_IN else source
 
 

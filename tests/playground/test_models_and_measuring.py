@@ -28,6 +28,7 @@ from fundamentallm.playground.measuring import (
 )
 from fundamentallm.playground.model_cache import ModelCache
 from fundamentallm.playground.settings import Limits, PlaygroundSettings, Visitor, bundled_checkpoint
+from fundamentallm.runs.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,17 @@ def test_the_cache_says_what_is_wrong_and_goes_on(checkpoints):
     with pytest.raises(CheckpointError):
         cache.load(checkpoints[0])
     assert cache.load(checkpoints[1]).generate("One", max_tokens=3, seed=1)
+
+
+def test_a_damaged_model_is_named_without_the_way_to_it(settings, tmp_path):
+    shutil.copytree(settings.runs_directory / "run", tmp_path / "damaged", symlinks=True)
+    weights = RunDirectory(tmp_path / "damaged").checkpoint("best") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    for path in (tmp_path / "damaged", weights.parent):
+        with pytest.raises(CheckpointError) as error:
+            ModelCache().load(path)
+        assert weights.parent.name in str(error.value)
+        assert str(tmp_path) not in str(error.value)
 
 
 def test_two_threads_share_one_model(checkpoints):
