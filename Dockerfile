@@ -16,6 +16,9 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN useradd --uid 1000 --create-home user && install -d -o user -g user /runs /app
 WORKDIR /app
 
+# Looking for a newer pip would leave a cache behind.
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+
 # What rarely changes comes first, so that a change of the code does not install PyTorch again.
 COPY requirements.txt ./
 RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" "$(grep '^torch==' requirements.txt)" \
