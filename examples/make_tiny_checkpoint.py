@@ -31,10 +31,10 @@ CONFIG = Config().with_values(
     model={"d_model": 96, "num_heads": 4, "num_layers": 3, "sequence_length": 128},
     training={
         "batch_size": 12,
-        "max_steps": 2000,
+        "max_steps": 1500,
         "muon_learning_rate": 0.02,
-        "eval_every_n_steps": 1000,
-        "save_every_n_steps": 2000,
+        "eval_every_n_steps": 500,
+        "save_every_n_steps": 1500,
         "precision": "fp32",
         "device": "cpu",
         "seed": 1337,
