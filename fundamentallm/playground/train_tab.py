@@ -194,7 +194,9 @@ def _wire_setup(page: gr.Blocks, context: PlaygroundContext, corpus: CorpusParts
     filled = setup.preset.change(field_values, setup.preset, setup.fields, **_QUICK)
     described = filled.then(describe, describe_inputs, [setup.start, setup.command], **_QUICK)
     described.then(measure, measure_inputs, setup.estimate, **_MEASURING)
+    # A box that was just unfolded reports no input yet while it is being connected; leaving it, it does.
     edits = [component.input for component in (*setup.fields, setup.more, setup.minutes)]
+    edits += [setup.more.change, setup.more.blur]
     triggers = [page.load, setup.time.change, corpus.source.change, corpus.files.change, corpus.text.blur, *edits]
     gr.on(triggers, describe, describe_inputs, [setup.start, setup.command], trigger_mode="always_last", **_QUICK)
     gr.on(triggers, measure, measure_inputs, setup.estimate, trigger_mode="always_last", **_MEASURING)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 
@@ -322,10 +321,6 @@ def test_the_playground_without_a_browser_measures_the_command_alone(run, monkey
     assert "Only the command alone was measured." in said
 
 
-@pytest.mark.skipif(
-    not os.environ.get("FUNDAMENTALLM_TEST_BROWSER_BENCHMARK"),
-    reason="set FUNDAMENTALLM_TEST_BROWSER_BENCHMARK=1 to run it: it can wait minutes for the page's estimate",
-)
 def test_the_playground_with_a_browser(run):
     pytest.importorskip("playwright", reason="playwright is not installed")
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))):
