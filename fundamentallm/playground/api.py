@@ -20,6 +20,7 @@ from fundamentallm.playground.errors import shown_to_the_user
 from fundamentallm.playground.hub_texts import HUB_TEXTS
 from fundamentallm.playground.measuring import measure, subject_of
 from fundamentallm.playground.model_cache import MODELS
+from fundamentallm.playground.publishing import Push, required_token
 from fundamentallm.playground.settings import PlaygroundContext, PlaygroundSettings, Visitor
 
 
@@ -101,6 +102,35 @@ class Endpoints:
         with shown_to_the_user():
             return measure(subject_of(self._settings, run_id, Visitor.of(None, request), text or None))
 
+    def push(
+        self,
+        request: gr.Request,
+        signed_in: gr.OAuthToken | None,
+        run_id: str,
+        repo_id: str,
+        private: bool = True,
+        message: str = "",
+    ) -> str:
+        """Push a model to the Hub as whoever calls, with Client(…, oauth_token=…), and return its address there."""
+        with shown_to_the_user():
+            token = required_token(self._settings, signed_in, None, request)
+            visitor = Visitor.of(None, request)
+            return Push.checked(self._settings, run_id, visitor, repo_id, private, message).model_to_hub(token)
+
+    def push_space(
+        self,
+        request: gr.Request,
+        signed_in: gr.OAuthToken | None,
+        run_id: str,
+        repo_id: str,
+        private: bool = True,
+    ) -> str:
+        """Create a Space, of the same name, for a model that was pushed before, and return its address."""
+        with shown_to_the_user():
+            token = required_token(self._settings, signed_in, None, request)
+            visitor = Visitor.of(None, request)
+            return Push.checked(self._settings, run_id, visitor, repo_id, private).space_to_hub(token)
+
 
 def uploaded_paths(files: object) -> list[str]:
     """The paths of files that the client uploaded.
@@ -141,6 +171,8 @@ def build(context: PlaygroundContext) -> None:
         endpoints.stop_training: (16, "status"),
         endpoints.compare: (4, "writing"),
         endpoints.evaluate: (2, "evaluating"),
+        endpoints.push: (4, "pushing"),
+        endpoints.push_space: (4, "pushing"),
     }
     for endpoint, (limit, group) in limits.items():
         register(endpoint, concurrency_limit=limit, concurrency_id=group)

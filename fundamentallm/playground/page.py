@@ -9,7 +9,17 @@ from pathlib import Path
 
 import gradio as gr
 
-from fundamentallm.playground import api, caretaker, compare_tab, corpus_tab, evaluate_tab, header, theme, train_tab
+from fundamentallm.playground import (
+    api,
+    caretaker,
+    compare_tab,
+    corpus_tab,
+    evaluate_tab,
+    header,
+    publish_tab,
+    theme,
+    train_tab,
+)
 from fundamentallm.playground.settings import PlaygroundContext, PlaygroundSettings
 
 
@@ -30,6 +40,8 @@ def build_page(settings: PlaygroundSettings) -> gr.Blocks:
                 compare_tab.build(context)
             with gr.Tab("Evaluate", id="evaluate"):
                 evaluate_tab.build(context)
+            with gr.Tab("Publish", id="publish") as publish:
+                publish_tab.build(context, publish)
         api.build(context)
         header.wire(page, settings, secret, parts)
     return page  # type: ignore[no-any-return, unused-ignore]

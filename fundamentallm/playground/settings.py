@@ -205,7 +205,7 @@ class PlaygroundContext:
     visitor_secret: gr.BrowserState
     """Input of every handler that takes a run id; pass it to ``Visitor.of(secret, request)``."""
     tabs: gr.Tabs
-    """Update with ``gr.Tabs(selected="train")``: ids corpus, train, compare, evaluate."""
+    """Update with ``gr.Tabs(selected="train")``: ids corpus, train, compare, evaluate, publish."""
     condition: gr.Textbox
     """The header's: its change event says that the chosen run has got a model, or has ended."""
 

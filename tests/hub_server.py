@@ -13,16 +13,20 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http.cookies import SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 import pytest
 import yaml
 from huggingface_hub import constants
+from joserfc import jwt
+from joserfc.jwk import RSAKey
 
 
 @dataclass
@@ -69,6 +73,10 @@ class Hub:
     def __init__(self) -> None:
         self.users: dict[str, str] = {}
         self.readers: set[str] = set()
+        self.seconds_per_commit = 0.0
+        self.sign_ins: dict[str, str] = {}
+        """The token that each user hands to a page on signing in; the browser's cookie ``hub_user`` says who it is."""
+        self._key: RSAKey | None = None
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.large_files = False
         """Whether weights go through the large file protocol, as on the real Hub."""
@@ -105,6 +113,13 @@ class Hub:
     ) -> None:
         """Answer ``times`` requests whose path matches the expression with a status, cut them off, or keep silent."""
         self.failures.append(Failure(method, path, status, times, headers or {}))
+
+    @property
+    def key(self) -> RSAKey:
+        """What identities are signed with."""
+        if self._key is None:
+            self._key = RSAKey.generate_key(2048, {"kid": "hub"})
+        return self._key
 
     def close(self) -> None:
         self.closed.set()
@@ -186,7 +201,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self._json({"error": "injected"}, failure.status, failure.headers)
                 return
         body = self._body()
-        token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
+        scheme, _, credentials = self.headers.get("Authorization", "").partition(" ")
+        token = credentials if scheme == "Bearer" else None
         user = hub.users.get(token or "")
         if token is not None and user is None:
             self._json(
@@ -340,6 +356,7 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self._writable(match[2], match[1])
         if repository is None:
             return
+        time.sleep(self.server_hub.seconds_per_commit)
         files, message = dict(repository.files), ""
         for line in body.splitlines():
             item = json.loads(line)
@@ -399,9 +416,46 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(content, 200, headers | {"Content-Length": str(len(content)), "Accept-Ranges": "bytes"})
 
+    # Signing in, as OpenID Connect has it ----------------------------------------------------------------------------
+
+    def openid(self, match: re.Match[str], body: bytes, query: Any) -> None:
+        here = self.server_hub.endpoint
+        oauth = {"authorization_endpoint": f"{here}/oauth/authorize", "token_endpoint": f"{here}/oauth/token"}
+        keys = {"jwks_uri": f"{here}/oauth/jwks", "id_token_signing_alg_values_supported": ["RS256"]}
+        self._json({"issuer": here} | oauth | keys)
+
+    def authorize(self, match: re.Match[str], body: bytes, query: Any) -> None:
+        user = SimpleCookie(self.headers.get("Cookie", ""))["hub_user"].value
+        code = base64.urlsafe_b64encode(json.dumps([user, query["client_id"][0], query["nonce"][0]]).encode()).decode()
+        back = query["redirect_uri"][0]
+        back += ("&" if "?" in back else "?") + urlencode({"code": code, "state": query["state"][0]})
+        self._send(b"", 302, {"Location": back})
+
+    def give_token(self, match: re.Match[str], body: bytes, query: Any) -> None:
+        hub = self.server_hub
+        user, client, nonce = json.loads(base64.urlsafe_b64decode(parse_qs(body.decode())["code"][0]))
+        now = int(time.time())
+        claims = {
+            "iss": hub.endpoint, "sub": user, "aud": client, "nonce": nonce, "iat": now, "exp": now + 3600,
+            "name": user.title(), "preferred_username": user, "profile": f"{hub.endpoint}/{user}", "picture": "",
+        }  # fmt: skip
+        identity = jwt.encode({"alg": "RS256", "kid": "hub"}, claims, hub.key)
+        scope = "openid profile contribute-repos"
+        self._json(
+            {"access_token": hub.sign_ins[user], "token_type": "bearer", "expires_in": 3600, "scope": scope,
+             "id_token": identity}
+        )  # fmt: skip
+
+    def keys(self, match: re.Match[str], body: bytes, query: Any) -> None:
+        self._json({"keys": [self.server_hub.key.as_dict(private=False)]})
+
 
 _NAME = r"([\w.-]+/[\w.-]+)"
 _ROUTES: list[tuple[str, tuple[str, ...], Any]] = [
+    (r"/\.well-known/openid-configuration", ("GET",), _Handler.openid),
+    (r"/oauth/authorize", ("GET",), _Handler.authorize),
+    (r"/oauth/token", ("POST",), _Handler.give_token),
+    (r"/oauth/jwks", ("GET",), _Handler.keys),
     (r"/api/whoami-v2", ("GET",), _Handler.whoami),
     (r"/api/repos/create", ("POST",), _Handler.create),
     (r"/api/validate-yaml", ("POST",), _Handler.validate),
