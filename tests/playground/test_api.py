@@ -23,7 +23,7 @@ def client(server) -> Client:
     return Client(server.url, verbose=False)
 
 
-def test_there_are_exactly_the_six_documented_endpoints(client):
+def test_there_are_exactly_the_documented_endpoints(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert {name: [p["parameter_name"] for p in endpoint["parameters"]] for name, endpoint in endpoints.items()} == {
         "/describe_corpus": ["source", "text", "files"],
@@ -32,6 +32,8 @@ def test_there_are_exactly_the_six_documented_endpoints(client):
         "/stop_training": ["run_id"],
         "/compare": ["run_id", "prompt", "max_tokens", "temperature", "top_k", "top_p", "seed"],
         "/evaluate": ["run_id", "text"],
+        "/push": ["run_id", "repo_id", "private", "message"],
+        "/push_space": ["run_id", "repo_id", "private"],
     }
     assert len(endpoints["/compare"]["returns"]) == 4
 
