@@ -31,10 +31,10 @@ install-dev: $(VENV)/.installed-dev ## Install the package and everything for de
 
 test: $(VENV)/.installed-dev ## Install what tests need and run them all
 	@echo "Running all tests (a few minutes)."
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-cov: $(VENV)/.installed-dev ## Run all tests and fail under 85 % coverage
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term --cov-report=xml
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term --cov-report=xml
 
 lint: $(VENV)/.installed-dev ## ruff and mypy --strict
 	@$(BIN)/ruff check .
