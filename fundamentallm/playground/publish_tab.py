@@ -21,6 +21,7 @@ from fundamentallm.playground.publishing import (
     Report,
     describe,
     pack,
+    repository_name,
     required_token,
     sign_in_possible,
     token_of,
@@ -85,19 +86,16 @@ def build(context: PlaygroundContext, tab: gr.Tab) -> None:
             file = gr.DownloadButton(visible="hidden", elem_id="publish-file")
         with gr.Column(elem_id="publish-hub", min_width=320):
             form = _hub_form()
-    suggested = gr.State("")
 
-    def show(run_id: str, secret: str | None, name: str | None, last: str, request: gr.Request) -> list[object]:
+    def show(run_id: str, secret: str | None, request: gr.Request) -> list[object]:
         try:
             found = describe(settings, run_id, Visitor.of(secret, request))
         except FundamentaLLMError as error:
-            return [{"empty": str(error)}, *[gr.update(interactive=False)] * (len(packages) + 2), gr.skip(), last]
+            return [{"empty": str(error)}, *[gr.update(interactive=False)] * (len(packages) + 2), gr.skip()]
         gguf = gr.update(interactive=found.why_no_gguf is None, value=_gguf_text(found.why_no_gguf))
-        # Suggested once for each run; what somebody typed, or took out, stays.
-        named = found.name if found.name != last and (name or "").strip() in ("", last) else gr.skip()
         shown = {"label": found.label, "facts": list(found.facts)}
         ready = gr.update(interactive=True)
-        return [shown, *[ready] * (len(packages) - 1), gguf, ready, ready, named, found.name]
+        return [shown, *[ready] * (len(packages) - 1), gguf, ready, ready, gr.update(placeholder=found.name)]
 
     def who(
         pasted: str, request: gr.Request, token: gr.OAuthToken | None, profile: gr.OAuthProfile | None
@@ -109,8 +107,8 @@ def build(context: PlaygroundContext, tab: gr.Tab) -> None:
     gr.on(
         [blocks.load, context.run_selector.change, context.condition.change],
         show,
-        [context.run_selector, context.visitor_secret, form.name, suggested],
-        [model, *packages, form.push, form.space, form.name, suggested],
+        [context.run_selector, context.visitor_secret],
+        [model, *packages, form.push, form.space, form.name],
         show_progress="hidden",
         trigger_mode="always_last",
         concurrency_limit=2,
@@ -183,7 +181,9 @@ def _connect_pushes(context: PlaygroundContext, form: _Form) -> None:
     ) -> Iterator[list[object]]:
         def make() -> Work:
             token = required_token(settings, signed_in, pasted, request)
-            wanted = Push.checked(settings, run_id, Visitor.of(secret, request), name, visibility != PUBLIC, message)
+            wanted = Push.checked(
+                settings, run_id, Visitor.of(secret, request), named(name, run_id), visibility != PUBLIC, message
+            )
             return _work(wanted.model_to_hub, token)
 
         yield from follow("The model is on the Hub", make)
@@ -199,7 +199,9 @@ def _connect_pushes(context: PlaygroundContext, form: _Form) -> None:
     ) -> Iterator[list[object]]:
         def make() -> Work:
             token = required_token(settings, signed_in, pasted, request)
-            wanted = Push.checked(settings, run_id, Visitor.of(secret, request), name, visibility != PUBLIC)
+            wanted = Push.checked(
+                settings, run_id, Visitor.of(secret, request), named(name, run_id), visibility != PUBLIC
+            )
             return _work(wanted.space_to_hub, token)
 
         yield from follow("The Space is on the Hub; it takes a few minutes to start", make)
@@ -226,6 +228,11 @@ def _connect_pushes(context: PlaygroundContext, form: _Form) -> None:
         cancels=events,
         **_QUICK,
     )
+
+
+def named(name: str | None, run_id: str) -> str:
+    """What was typed, or the name that stands in the empty field."""
+    return (name or "").strip() or repository_name(run_id)
 
 
 def _work(push: Callable[[str, Report, Asked], str], token: str) -> Work:
@@ -298,8 +305,7 @@ def _hub_form() -> _Form:
     with gr.Row(elem_id="publish-form"):
         name = gr.Textbox(
             label="Repository",
-            info="A bare name is yours; an organisation's is organisation/name.",
-            placeholder="my-model",
+            info="Left empty, it is called as shown; in an organisation: organisation/name.",
             max_length=200,
             elem_id="publish-name",
         )

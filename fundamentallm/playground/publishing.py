@@ -77,13 +77,15 @@ def describe(settings: PlaygroundSettings, run_id: object, visitor: Visitor) -> 
     except CheckpointError as error:
         why = str(error)
     if run_id == BUNDLED_ID:
-        return Described("Tiny model (bundled)", "tiny-tales", facts, why)
+        return Described("Tiny model (bundled)", repository_name(run_id), facts, why)
     run = settings.open_run(run_id, visitor)
     return Described(run_label(run, marked=False), repository_name(run.id), facts, why)
 
 
 def repository_name(run_id: str) -> str:
     """A name for the repository of a run: what it learned from, without the time."""
+    if run_id == BUNDLED_ID:
+        return "tiny-tales"
     name = re.sub(r"^\d{4}-\d\d-\d\d_\d{6}-", "", run_id)
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
     # The Hub takes neither two dots nor two hyphens in a row.
@@ -111,8 +113,7 @@ def pack(settings: PlaygroundSettings, run_id: object, visitor: Visitor, ending:
     if ending not in PACKAGES:
         raise CheckpointError(f"A model is packed as {', '.join(PACKAGES)}, not as {ending!r}.")
     model = _model(settings, run_id, visitor)
-    name = "tiny-tales" if run_id == BUNDLED_ID else repository_name(str(run_id))
-    path = Path(get_upload_folder()) / secrets.token_hex(16) / f"{name}{ending}"
+    path = Path(get_upload_folder()) / secrets.token_hex(16) / f"{repository_name(str(run_id))}{ending}"
     # Where a text lay on this machine is no business of whoever gets the file.
     LanguageModel(model.model, model.tokenizer, public_config(model.config)).save(path)
     return path
