@@ -56,7 +56,7 @@ def remove_old(settings: PlaygroundSettings) -> list[Path]:
         if run.status_path.stat().st_mtime >= oldest:
             continue
         status = run.status()
-        if status.is_active or status.state == "waiting":
+        if status.is_pending:
             continue
         os.replace(run.path, run.path.with_name(_LEAVING + run.id))
         removed.append(run.path)

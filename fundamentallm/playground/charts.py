@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fundamentallm.errors import FundamentaLLMError
+from fundamentallm.playground import jobs
 from fundamentallm.playground.measuring import held_out_baselines
 from fundamentallm.playground.settings import PlaygroundSettings, Visitor
-from fundamentallm.runs import waiting_line
 from fundamentallm.runs.run_directory import RunDirectory
 
 Row = Mapping[str, object]
@@ -119,8 +119,8 @@ def answer_tail(settings: PlaygroundSettings, question: object) -> dict[str, Any
     except FundamentaLLMError as error:
         return {"error": str(error)}
     answer = tail(run, _count(asked.get("offset")), _count(asked.get("samples")))
-    place = waiting_line.place_of(run, settings.limits.trainings_in_total)
-    if place is not None and answer["status"]["state"] == "waiting":
+    place = jobs.place_of(settings, run, answer["status"]["state"])
+    if place is not None:
         answer["status"]["sentence"] = place.sentence
     return answer
 

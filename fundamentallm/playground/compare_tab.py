@@ -13,7 +13,7 @@ from fundamentallm.config import Config, GenerationConfig
 from fundamentallm.errors import FundamentaLLMError, GenerationError
 from fundamentallm.playground.measuring import copies_of
 from fundamentallm.playground.model_cache import MODELS
-from fundamentallm.playground.panels import notices, panel, stopped
+from fundamentallm.playground.panels import idle, idle_after, notices, panel, stopped
 from fundamentallm.playground.settings import PlaygroundContext, PlaygroundSettings, Visitor
 
 if TYPE_CHECKING:
@@ -112,11 +112,11 @@ def build(context: PlaygroundContext) -> None:
                 if time.monotonic() - last >= _SECONDS_BETWEEN_UPDATES:
                     yield [comparison.view("running"), noted, gr.skip(), gr.skip()]
                     last = time.monotonic()
-            yield [comparison.view("done"), noted, *_idle()]
+            yield [comparison.view("done"), noted, gr.skip(), gr.skip()]
             comparison.copies = copies_of(settings, run_id, visitor, comparison.texts)
-            yield [comparison.view("done"), noted, *_idle()]
+            yield [comparison.view("done"), noted, gr.skip(), gr.skip()]
         except FundamentaLLMError as error:
-            yield [gr.skip(), notices(str(error), kind="error"), *_idle()]
+            yield [gr.skip(), notices(str(error), kind="error"), gr.skip(), gr.skip()]
 
     def next_tokens(
         run_id: str,
@@ -152,16 +152,7 @@ def build(context: PlaygroundContext) -> None:
         )
         for trigger in (write.click, prompt.submit, reseed.then)
     ]
-    # A crash leaves the buttons as they were while it ran.
-    for event in streams:
-        event.failure(
-            _idle,
-            None,
-            [write, stop],
-            queue=False,
-            show_progress="hidden",
-            api_visibility="private",
-        )
+    idle_after(streams, [write, stop])
     stop.click(
         _stopped,
         columns,
@@ -180,11 +171,8 @@ def build(context: PlaygroundContext) -> None:
         show_progress="hidden",
         api_visibility="private",
     )
-    blocks = gr.context.Context.root_block
-    assert blocks is not None, "build is called inside gr.Blocks"
-    chosen = [blocks.load, context.run_selector.change, context.condition.change]
     gr.on(
-        [*chosen, prompt.change, *(knob.change for knob in knobs)],
+        [context.run_changed, prompt.change, *(knob.change for knob in knobs)],
         next_tokens,
         [context.run_selector, context.visitor_secret, prompt, *knobs],
         next_token,
@@ -323,8 +311,4 @@ def _without_another_models(run_id: str, view: dict[str, object] | None) -> list
 
 
 def _stopped(view: dict[str, object] | None) -> list[object]:
-    return [{**(view or {}), **stopped(view), "state": "stopped"}, *_idle()]
-
-
-def _idle() -> list[object]:
-    return [gr.update(interactive=True), gr.update(visible=False)]
+    return [{**(view or {}), **stopped(view), "state": "stopped"}, *idle()]

@@ -22,7 +22,7 @@ from fundamentallm.data.tokenizers import BPETokenizer, CharacterTokenizer
 from fundamentallm.errors import CorpusError, FundamentaLLMError
 from fundamentallm.playground.hub_texts import HUB_TEXTS, dataset_source
 from fundamentallm.playground.measuring import Progress, followed
-from fundamentallm.playground.panels import notices, panel, stopped
+from fundamentallm.playground.panels import QUICK, idle, idle_after, notices, panel, stopped
 from fundamentallm.playground.settings import (
     SOURCE_HUB,
     SOURCE_PASTE,
@@ -33,7 +33,6 @@ from fundamentallm.playground.settings import (
 )
 
 FIRST_SOURCE = "tiny-tales"
-_QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 # The token view learns its vocabulary from this many characters and shows the first of them: enough to look real,
 # little enough to answer while one is still looking.
@@ -139,7 +138,7 @@ def build(context: PlaygroundContext) -> CorpusParts:
             meant = dataset_source(name) if HUB_TEXTS.has(settings, dataset_source(name)) else PREFIX
         return [*shown, meant]
 
-    choice.change(choose, [choice, hub.name], [files, text, hub.column, source], **_QUICK)
+    choice.change(choose, [choice, hub.name], [files, text, hub.column, source], **QUICK)
     _wire_hub(settings, hub, source)
     inputs = [source, text, files, tokenizer]
     blocks = gr.context.Context.root_block
@@ -176,10 +175,6 @@ def _fetched(
     return {}
 
 
-def _idle() -> list[object]:
-    return [gr.update(interactive=True), gr.update(visible=False)]
-
-
 @dataclass(frozen=True)
 class _Hub:
     column: gr.Column
@@ -214,12 +209,12 @@ def _wire_hub(settings: PlaygroundSettings, hub: _Hub, source: gr.Textbox) -> No
             for step in followed(lambda report, cancelled: _fetched(settings, wanted, report, cancelled)):
                 if isinstance(step, Progress):
                     yield [{"progress": step.share, "doing": step.doing, "run": token}, *[gr.skip()] * 3]
-            yield [{}, wanted, *_idle()]
+            yield [{}, wanted, gr.skip(), gr.skip()]
         except FundamentaLLMError as error:
-            yield [{"error": str(error)}, PREFIX, *_idle()]
+            yield [{"error": str(error)}, PREFIX, gr.skip(), gr.skip()]
 
     # Until it is fetched, a name that is being written means nothing.
-    hub.name.input(lambda: PREFIX, None, source, **_QUICK)
+    hub.name.input(lambda: PREFIX, None, source, **QUICK)
     gets: list[Any] = [
         trigger(
             get,
@@ -233,14 +228,13 @@ def _wire_hub(settings: PlaygroundSettings, hub: _Hub, source: gr.Textbox) -> No
         )
         for trigger in (hub.fetch.click, hub.name.submit)
     ]
-    for event in gets:
-        event.failure(_idle, None, [hub.fetch, hub.stop], **_QUICK)
+    idle_after(gets, [hub.fetch, hub.stop])
     hub.stop.click(
-        lambda value: [{**stopped(value), "empty": "Stopped."}, *_idle()],
+        lambda value: [{**stopped(value), "empty": "Stopped."}, *idle()],
         hub.progress,
         [hub.progress, hub.fetch, hub.stop],
         cancels=gets,
-        **_QUICK,
+        **QUICK,
     )
 
 

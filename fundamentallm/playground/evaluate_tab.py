@@ -21,7 +21,7 @@ from fundamentallm.playground.measuring import (
     subject_of,
     surprise_of,
 )
-from fundamentallm.playground.panels import panel, stopped
+from fundamentallm.playground.panels import idle, idle_after, panel, stopped
 from fundamentallm.playground.settings import SOURCE_UPLOAD, PlaygroundContext, Visitor
 from fundamentallm.playground.theme import PLOTLY_HEAD
 
@@ -99,9 +99,9 @@ def build(context: PlaygroundContext) -> None:
                 else:
                     about = "Measured on " + ("the held-out part of its corpus." if chosen is None else "your text.")
                     about = f"{about} {step.get('note', '')}".strip()
-                    yield [view(step, about), rungs(step), surprises(surprise_of(subject)), *_idle()]
+                    yield [view(step, about), rungs(step), surprises(surprise_of(subject)), gr.skip(), gr.skip()]
         except FundamentaLLMError as error:
-            yield [{"error": str(error)}, {}, {}, *_idle()]
+            yield [{"error": str(error)}, {}, {}, gr.skip(), gr.skip()]
 
     source.change(
         lambda source: (gr.update(visible=source == PASTED), gr.update(visible=source == UPLOADED)),
@@ -111,10 +111,7 @@ def build(context: PlaygroundContext) -> None:
         show_progress="hidden",
         api_visibility="private",
     )
-    blocks = gr.context.Context.root_block
-    assert blocks is not None, "build is called inside gr.Blocks"
-    gr.on(
-        [blocks.load, context.run_selector.change, context.condition.change],
+    stored = context.run_changed(
         show_stored,
         [context.run_selector, context.visitor_secret],
         [numbers, chart, surprise],
@@ -130,14 +127,15 @@ def build(context: PlaygroundContext) -> None:
         [numbers, chart, surprise, start, stop],
         show_progress="hidden",
         trigger_mode="once",
+        # What was stored must not come after what is being measured.
+        cancels=[stored],
         concurrency_limit=2,
         concurrency_id="evaluating",
         api_visibility="private",
     )
-    # A crash leaves the buttons as they were while it ran.
-    event.failure(_idle, None, [start, stop], queue=False, show_progress="hidden", api_visibility="private")
+    idle_after([event], [start, stop])
     stop.click(
-        lambda value: [{**stopped(value), "empty": "Stopped. Press Measure to start again."}, *_idle()],
+        lambda value: [{**stopped(value), "empty": "Stopped. Press Measure to start again."}, *idle()],
         numbers,
         [numbers, start, stop],
         cancels=[event],
@@ -145,10 +143,6 @@ def build(context: PlaygroundContext) -> None:
         show_progress="hidden",
         api_visibility="private",
     )
-
-
-def _idle() -> list[object]:
-    return [gr.update(interactive=True), gr.update(visible=False)]
 
 
 def _form() -> tuple[gr.Radio, gr.Textbox, gr.File, gr.Button, gr.Button]:

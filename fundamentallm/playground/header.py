@@ -38,10 +38,8 @@ class HeaderParts:
 
     run_selector: gr.Dropdown
     status: gr.HTML
-    """Value: JSON for assets/header.js."""
+    """Value: JSON for assets/header.js. Its select event says that another run is shown, or that it changed."""
     stop: gr.Button
-    condition: gr.Textbox
-    """JSON ``[run id, state, has a checkpoint]`` of the chosen run; its change event says that buttons may change."""
     timer: gr.Timer
 
 
@@ -71,19 +69,17 @@ def build(settings: PlaygroundSettings, visitor_secret: gr.BrowserState) -> Head
             apply_default_css=False,
         )
         stop = gr.Button("Stop", variant="stop", size="md", interactive=False, elem_id="stop", min_width=0)
-        # Not a gr.State: its change goes unreported when the event that changed it takes no queue slot.
-        condition = gr.Textbox("", visible="hidden", elem_id="condition")
-    return HeaderParts(selector, status, stop, condition, gr.Timer(1.0))
+    return HeaderParts(selector, status, stop, gr.Timer(1.0))
 
 
 def wire(page: gr.Blocks, settings: PlaygroundSettings, visitor_secret: gr.BrowserState, parts: HeaderParts) -> None:
     """Connect the header's events."""
     shown_choices = gr.State(None)
-    outputs = [parts.run_selector, parts.status, parts.stop, parts.condition, shown_choices]
+    outputs = [parts.run_selector, parts.status, parts.stop, shown_choices]
 
     def refresh(
         run_id: str | None, secret: str | None, shown: list[list[str]] | None, request: gr.Request
-    ) -> tuple[Any, str, Any, Any, Any]:
+    ) -> tuple[Any, str, Any, Any]:
         visitor = Visitor.of(secret, request)
         runs = settings.visible_runs(visitor)[:_LISTED]
         choices = selector_choices(runs)
@@ -101,13 +97,13 @@ def wire(page: gr.Blocks, settings: PlaygroundSettings, visitor_secret: gr.Brows
         secret = secret if isinstance(secret, str) and len(secret) >= 16 else secrets.token_urlsafe(24)
         return (secret, *refresh(None, secret, None, request))
 
-    def stop(run_id: str | None, secret: str | None, request: gr.Request) -> tuple[str, Any, Any]:
+    def stop(run_id: str | None, secret: str | None, request: gr.Request) -> tuple[str, Any]:
         visitor = Visitor.of(secret, request)
         with shown_to_the_user():
             jobs.stop_training(settings, visitor, run_id)
         return shown_state(settings, run_id, visitor)
 
-    def choose(run_id: str | None, secret: str | None, request: gr.Request) -> tuple[str, Any, Any]:
+    def choose(run_id: str | None, secret: str | None, request: gr.Request) -> tuple[str, Any]:
         return shown_state(settings, run_id, Visitor.of(secret, request))
 
     page.load(
@@ -130,7 +126,7 @@ def wire(page: gr.Blocks, settings: PlaygroundSettings, visitor_secret: gr.Brows
         trigger(
             handler,
             [parts.run_selector, visitor_secret],
-            [parts.status, parts.stop, parts.condition],
+            [parts.status, parts.stop],
             queue=False,
             show_progress="hidden",
             api_visibility="private",
@@ -171,20 +167,22 @@ def run_label(run: RunDirectory, *, marked: bool = True) -> str:
     return f"{mark}{match[6]} · {when:%d %b, %H:%M}"
 
 
-def shown_state(settings: PlaygroundSettings, run_id: str | None, visitor: Visitor) -> tuple[str, Any, Any]:
-    """Values of the status view, the Stop button and the condition for a chosen run."""
+def shown_state(settings: PlaygroundSettings, run_id: str | None, visitor: Visitor) -> tuple[str, Any]:
+    """Values of the status view and the Stop button for a chosen run."""
     view: dict[str, Any]
     if not run_id:
-        view = {"state": "none", "label": "No run yet", "note": ""}
-        return json.dumps(view), gr.update(interactive=False), json.dumps(["", "none", False])
+        view = {"state": "none", "label": "No run yet", "note": "", "run": "", "has_model": False}
+        return json.dumps(view), gr.update(interactive=False)
     if run_id == BUNDLED_ID:
-        view = {"state": "bundled", "label": "Ready", "note": "Try it in Compare"}
-        return json.dumps(view), gr.update(interactive=False), json.dumps([BUNDLED_ID, "bundled", True])
+        view = {"state": "bundled", "label": "Ready", "note": "Try it in Compare", "run": run_id, "has_model": True}
+        return json.dumps(view), gr.update(interactive=False)
     with shown_to_the_user():
         run = settings.open_run(run_id, visitor)
     status = run.status()
     best = status.best_val_loss
     view = {
+        "run": run.id,
+        "has_model": run.has_checkpoint,
         "state": status.state,
         "label": "Measuring" if status.state == "running" and status.progress >= 1 else _LABELS[status.state],
         "progress": 1.0 if status.state == "finished" else status.progress,
@@ -192,9 +190,8 @@ def shown_state(settings: PlaygroundSettings, run_id: str | None, visitor: Visit
         "message": status.message,
         "note": f"best loss {best:.3f}" if best is not None and not status.is_active else "",
     }
-    place = jobs.place_of(settings, run) if status.state == "waiting" else None
+    place = jobs.place_of(settings, run, status.state)
     if place is not None:
         view |= {"note": place.phrase, "message": place.sentence}
     can_stop = status.state in ("waiting", "starting", "running")
-    condition = json.dumps([run.id, status.state, run.has_checkpoint])
-    return json.dumps(view), gr.update(interactive=can_stop, value="Stop" if place is None else "Cancel"), condition
+    return json.dumps(view), gr.update(interactive=can_stop, value="Stop" if place is None else "Cancel")

@@ -146,8 +146,10 @@ def stop_training(settings: PlaygroundSettings, visitor: Visitor, run_id: object
         launcher.stop(run)
 
 
-def place_of(settings: PlaygroundSettings, run: RunDirectory) -> Place | None:
-    """Where a run stands in the waiting line; None when it does not wait."""
+def place_of(settings: PlaygroundSettings, run: RunDirectory, state: str) -> Place | None:
+    """Where a run in this state stands in the waiting line; None when it does not wait."""
+    if state != "waiting":
+        return None
     return waiting_line.place_of(run, settings.limits.trainings_in_total)
 
 
@@ -159,7 +161,7 @@ def status_dict(settings: PlaygroundSettings, run: RunDirectory) -> dict[str, An
     status = run.status().as_dict()
     for private in ("pid", "pid_created"):
         status.pop(private, None)
-    place = place_of(settings, run) if status["state"] == "waiting" else None
+    place = place_of(settings, run, status["state"])
     return {
         "run_id": run.id,
         **status,
@@ -308,7 +310,7 @@ def _check_places(settings: PlaygroundSettings, visitor: Visitor) -> None:
     limits = settings.limits
     if limits.trainings_per_visitor is not None:
         states = [run.status() for run in settings.visible_runs(visitor)]
-        if sum(status.is_active or status.state == "waiting" for status in states) >= limits.trainings_per_visitor:
+        if sum(status.is_pending for status in states) >= limits.trainings_per_visitor:
             other = "waits for its turn" if any(s.state == "waiting" for s in states) else "is still at work"
             raise RunError(f"Your other training {other}: wait for it, or stop it first.")
     waiting = len(waiting_line.waiting_runs(settings.runs_directory))

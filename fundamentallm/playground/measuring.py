@@ -68,7 +68,7 @@ def subject_of(settings: PlaygroundSettings, run_id: object, visitor: Visitor, t
             raise CorpusError("There is no text yet: paste one, or choose a file.")
         settings.check_corpus_size(len(text.encode("utf-8", "surrogatepass")))
     cap = settings.limits.evaluated_tokens
-    directory = _bundled_tokens(path) if run_id == BUNDLED_ID else path
+    directory = _tokens_of(run_id, path)
     try:
         prepared = open_prepared(directory)
     except FundamentaLLMError:
@@ -186,7 +186,7 @@ def copies_of(
         FundamentaLLMError: No such run for this visitor.
     """
     path = settings.model_path(run_id, visitor)
-    directory = _bundled_tokens(path) if run_id == BUNDLED_ID else path
+    directory = _tokens_of(run_id, path)
     try:
         corpus = _training_text(directory, (directory / "tokens").stat().st_mtime_ns)
     except (FundamentaLLMError, OSError):
@@ -277,6 +277,11 @@ _preparing = threading.Lock()
 @cache
 def _scratch() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="fundamentallm-")
+
+
+def _tokens_of(run_id: object, model_path: Path) -> Path:
+    """The directory with a model's training text as tokens."""
+    return _bundled_tokens(model_path) if run_id == BUNDLED_ID else model_path
 
 
 def _bundled_tokens(folder: Path) -> Path:

@@ -6,9 +6,15 @@ writes HTML shows HTML.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import gradio as gr
 
 from fundamentallm.playground.theme import asset
+
+QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""How an event is wired that answers at once: it takes no place in the queue, and is nobody's endpoint."""
 
 
 def panel(
@@ -36,3 +42,17 @@ def stopped(value: object) -> dict[str, object]:
 def notices(*texts: str, kind: str = "warning") -> dict[str, object]:
     """The value of a panel of notices; ``kind`` is warning or error."""
     return {"items": [{"kind": kind, "text": text} for text in texts]}
+
+
+def idle() -> list[object]:
+    """Updates of a button that starts something and of its Stop, when nothing is under way."""
+    return [gr.update(interactive=True), gr.update(visible=False)]
+
+
+def idle_after(events: Sequence[Any], buttons: Sequence[gr.Button]) -> None:
+    """Make a button and its Stop ``idle`` when one of these events has ended, however it did.
+
+    Not as the last step of the event itself: a button that can be pressed before its event has ended is not heard.
+    """
+    for event in events:
+        event.then(idle, None, list(buttons), **QUICK)

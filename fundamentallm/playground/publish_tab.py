@@ -12,7 +12,7 @@ import gradio as gr
 from fundamentallm.errors import FundamentaLLMError
 from fundamentallm.playground.errors import shown_to_the_user
 from fundamentallm.playground.measuring import Progress, Work, followed
-from fundamentallm.playground.panels import panel, stopped
+from fundamentallm.playground.panels import QUICK, panel, stopped
 from fundamentallm.playground.publishing import (
     ACCOUNTS,
     PACKAGES,
@@ -30,7 +30,6 @@ from fundamentallm.playground.settings import PlaygroundContext, PlaygroundSetti
 
 PRIVATE, PUBLIC = "private", "public"
 
-_QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _PACKAGE_TEXTS = {
     ".zip": "Folder, as .zip\nWeights, vocabulary and settings: what transformers opens.",
     ".safetensors": "One file, .safetensors\nFundamentaLLM loads it as it is.",
@@ -102,10 +101,7 @@ def build(context: PlaygroundContext, tab: gr.Tab) -> None:
     ) -> list[object]:
         return account_view(settings, pasted, request, token, profile)
 
-    blocks = gr.context.Context.root_block
-    assert blocks is not None, "build is called inside gr.Blocks"
-    gr.on(
-        [blocks.load, context.run_selector.change, context.condition.change],
+    context.run_changed(
         show,
         [context.run_selector, context.visitor_secret],
         [model, *packages, form.push, form.space, form.name],
@@ -127,6 +123,8 @@ def build(context: PlaygroundContext, tab: gr.Tab) -> None:
         api_visibility="private",
     )
     if sign_in_possible():
+        blocks = gr.context.Context.root_block
+        assert blocks is not None, "build is called inside gr.Blocks"
         blocks.load(None, None, None, js=_COME_BACK, api_visibility="private")
     for ending, button in zip(PACKAGES, packages, strict=True):
         _connect_download(context, ending, button, packing, file)
@@ -169,44 +167,33 @@ def _connect_pushes(context: PlaygroundContext, form: _Form) -> None:
         except FundamentaLLMError as error:
             yield [{"error": str(error)}, gr.update(value=""), *[gr.skip()] * 3]
 
-    def publish_model(
-        run_id: str,
-        secret: str | None,
-        name: str,
-        visibility: str,
-        message: str,
-        pasted: str,
-        request: gr.Request,
-        signed_in: gr.OAuthToken | None,
-    ) -> Iterator[list[object]]:
-        def make() -> Work:
-            token = required_token(settings, signed_in, pasted, request)
-            wanted = Push.checked(
-                settings, run_id, Visitor.of(secret, request), named(name, run_id), visibility != PUBLIC, message
-            )
-            return _work(wanted.model_to_hub, token)
+    def publishing(what: str, push: Callable[[Push, str, Report, Asked], str]) -> Callable[..., Iterator[list[object]]]:
+        # Gradio fills in the last two by their types.
+        def publish(
+            run_id: str,
+            secret: str | None,
+            name: str,
+            visibility: str,
+            message: str,
+            pasted: str,
+            request: gr.Request,
+            signed_in: gr.OAuthToken | None,
+        ) -> Iterator[list[object]]:
+            def make() -> Work:
+                token = required_token(settings, signed_in, pasted, request)
+                visitor, repository = Visitor.of(secret, request), named(name, run_id)
+                wanted = Push.checked(settings, run_id, visitor, repository, visibility != PUBLIC, message)
+                return lambda progress, cancelled: {
+                    "url": push(wanted, token, lambda what, share: progress(share, what), cancelled)
+                }
 
-        yield from follow("The model is on the Hub", make)
+            yield from follow(what, make)
 
-    def publish_space(
-        run_id: str,
-        secret: str | None,
-        name: str,
-        visibility: str,
-        pasted: str,
-        request: gr.Request,
-        signed_in: gr.OAuthToken | None,
-    ) -> Iterator[list[object]]:
-        def make() -> Work:
-            token = required_token(settings, signed_in, pasted, request)
-            wanted = Push.checked(
-                settings, run_id, Visitor.of(secret, request), named(name, run_id), visibility != PUBLIC
-            )
-            return _work(wanted.space_to_hub, token)
+        return publish
 
-        yield from follow("The Space is on the Hub; it takes a few minutes to start", make)
-
-    subject = [context.run_selector, context.visitor_secret, form.name, form.visibility]
+    publish_model = publishing("The model is on the Hub", Push.model_to_hub)
+    publish_space = publishing("The Space is on the Hub; it takes a few minutes to start", Push.space_to_hub)
+    inputs = [context.run_selector, context.visitor_secret, form.name, form.visibility, form.message, form.token]
     limits: dict[str, Any] = {
         "show_progress": "hidden",
         "trigger_mode": "once",
@@ -215,29 +202,24 @@ def _connect_pushes(context: PlaygroundContext, form: _Form) -> None:
         "api_visibility": "private",
     }
     events: list[Any] = [
-        form.push.click(publish_model, [*subject, form.message, form.token], form.outputs, **limits),
-        form.space.click(publish_space, [*subject, form.token], form.outputs, **limits),
+        form.push.click(publish_model, inputs, form.outputs, **limits),
+        form.space.click(publish_space, inputs, form.outputs, **limits),
     ]
     # Afterwards, however it ended: a button that is pressed before the end is not heard.
     for event in events:
-        event.then(_idle, None, [form.push, form.space, form.stop], **_QUICK)
+        event.then(_idle, None, [form.push, form.space, form.stop], **QUICK)
     form.stop.click(
         lambda value: [{**stopped(value), "error": _STOPPED}, *_idle()],
         form.result,
         [form.result, form.push, form.space, form.stop],
         cancels=events,
-        **_QUICK,
+        **QUICK,
     )
 
 
 def named(name: str | None, run_id: str) -> str:
     """What was typed, or the name that stands in the empty field."""
     return (name or "").strip() or repository_name(run_id)
-
-
-def _work(push: Callable[[str, Report, Asked], str], token: str) -> Work:
-    """A push as something that can be followed and stopped."""
-    return lambda progress, cancelled: {"url": push(token, lambda what, share: progress(share, what), cancelled)}
 
 
 _STOPPED = (

@@ -10,13 +10,15 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
 from fundamentallm.errors import CorpusError, RunError
+from fundamentallm.hub_access import on_a_space
 from fundamentallm.runs.run_directory import DEFAULT_RUNS_DIRECTORY, RunDirectory, list_runs
 
 BUNDLED_ID = "bundled"
@@ -123,7 +125,7 @@ class PlaygroundSettings:
     @classmethod
     def create(cls, runs_directory: str | Path | None = None, public: bool | None = None) -> PlaygroundSettings:
         """Settings for a directory; public when asked for or when this is a Space (``SPACE_ID`` is set)."""
-        is_public = bool(os.environ.get("SPACE_ID")) if public is None else public
+        is_public = on_a_space() if public is None else public
         directory = Path(runs_directory or os.environ.get("FUNDAMENTALLM_RUNS_DIR") or DEFAULT_RUNS_DIRECTORY)
         limits = replace(PUBLIC_LIMITS, trainings_in_total=processor_pairs()) if is_public else Limits()
         return cls(directory.absolute(), is_public, limits)
@@ -206,8 +208,8 @@ class PlaygroundContext:
     """Input of every handler that takes a run id; pass it to ``Visitor.of(secret, request)``."""
     tabs: gr.Tabs
     """Update with ``gr.Tabs(selected="train")``: ids corpus, train, compare, evaluate, publish."""
-    condition: gr.Textbox
-    """The header's: its change event says that the chosen run has got a model, or has ended."""
+    run_changed: Callable[..., Any]
+    """The event that another run is chosen, or that the chosen one has got a model or another state."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fundamentallm.hub_access import on_a_space
 from fundamentallm.playground import charts, jobs
 from fundamentallm.playground.errors import shown_to_the_user
 from fundamentallm.playground.header import HeaderParts, refreshed_selector, run_label
-from fundamentallm.playground.panels import notices, panel
+from fundamentallm.playground.panels import QUICK, notices, panel
 from fundamentallm.playground.settings import BUNDLED_ID, CorpusParts, PlaygroundContext, PlaygroundSettings, Visitor
 from fundamentallm.playground.theme import PLOTLY_HEAD, asset
 from fundamentallm.playground.train_form import (
@@ -26,9 +26,8 @@ from fundamentallm.playground.train_form import (
     field_values,
     preset_choices,
 )
-from fundamentallm.runs.run_directory import ACTIVE_STATES
+from fundamentallm.runs.run_directory import PENDING_STATES
 
-_QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _MEASURING: dict[str, Any] = {
     "concurrency_limit": 1,
     "concurrency_id": "measure",
@@ -189,16 +188,16 @@ def _wire_setup(page: gr.Blocks, context: PlaygroundContext, corpus: CorpusParts
 
     describe_inputs = [corpus.source, corpus.files, *setup.inputs]
     measure_inputs = [corpus.source, corpus.text, corpus.files, *setup.inputs]
-    setup.time.change(lambda time: gr.update(visible=time == CUSTOM_TIME), setup.time, setup.minutes, **_QUICK)
+    setup.time.change(lambda time: gr.update(visible=time == CUSTOM_TIME), setup.time, setup.minutes, **QUICK)
     # A new preset fills the fields first: described together with the old fields it would look edited.
-    filled = setup.preset.change(field_values, setup.preset, setup.fields, **_QUICK)
-    described = filled.then(describe, describe_inputs, [setup.start, setup.command], **_QUICK)
+    filled = setup.preset.change(field_values, setup.preset, setup.fields, **QUICK)
+    described = filled.then(describe, describe_inputs, [setup.start, setup.command], **QUICK)
     described.then(measure, measure_inputs, setup.estimate, **_MEASURING)
     # A box that was just unfolded reports no input yet while it is being connected; leaving it, it does.
-    edits = [component.input for component in (*setup.fields, setup.more, setup.minutes)]
+    edits = [component.input for component in (*setup.fields, setup.minutes)]
     edits += [setup.more.change, setup.more.blur]
     triggers = [page.load, setup.time.change, corpus.source.change, corpus.files.change, corpus.text.blur, *edits]
-    gr.on(triggers, describe, describe_inputs, [setup.start, setup.command], trigger_mode="always_last", **_QUICK)
+    gr.on(triggers, describe, describe_inputs, [setup.start, setup.command], trigger_mode="always_last", **QUICK)
     gr.on(triggers, measure, measure_inputs, setup.estimate, trigger_mode="always_last", **_MEASURING)
 
 
@@ -253,9 +252,10 @@ def _wire_training(
             run = jobs.resume_training(settings, visitor, run_id)
         return refreshed_selector(settings, visitor, run.id)
 
-    def follow(condition: str) -> tuple[Any, ...]:
-        _, state, has_model = json.loads(condition or '["", "none", false]')
-        idle = state not in (*ACTIVE_STATES, "waiting")
+    def follow(status: str) -> tuple[Any, ...]:
+        shown = json.loads(status)
+        state, has_model = shown["state"], shown["has_model"]
+        idle = state not in PENDING_STATES
         can_resume = state in ("stopped", "failed")
         return (
             gr.update(visible=idle and (has_model or can_resume)),
@@ -285,16 +285,16 @@ def _wire_training(
         show_progress="hidden",
         api_visibility="private",
     )
-    gr.on([selector.change, page.load], target, [selector, secret], live.view, **_QUICK)
-    header.condition.change(
+    gr.on([selector.change, page.load], target, [selector, secret], live.view, **QUICK)
+    context.run_changed(
         follow,
-        header.condition,
+        header.status,
         [live.next_row, live.resume, live.to_compare, live.to_evaluate, live.to_publish, live.keep],
-        **_QUICK,
+        **QUICK,
     )
-    live.to_compare.click(lambda: gr.Tabs(selected="compare"), None, context.tabs, **_QUICK)
-    live.to_evaluate.click(lambda: gr.Tabs(selected="evaluate"), None, context.tabs, **_QUICK)
-    live.to_publish.click(lambda: gr.Tabs(selected="publish"), None, context.tabs, **_QUICK)
+    live.to_compare.click(lambda: gr.Tabs(selected="compare"), None, context.tabs, **QUICK)
+    live.to_evaluate.click(lambda: gr.Tabs(selected="evaluate"), None, context.tabs, **QUICK)
+    live.to_publish.click(lambda: gr.Tabs(selected="publish"), None, context.tabs, **QUICK)
 
 
 def keep_sentence(settings: PlaygroundSettings) -> str:

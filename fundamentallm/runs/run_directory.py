@@ -47,6 +47,7 @@ from fundamentallm.runs.files import (
 DEFAULT_RUNS_DIRECTORY = Path("runs")
 RunState = Literal["waiting", "starting", "running", "stopping", "finished", "stopped", "failed"]
 ACTIVE_STATES: tuple[RunState, ...] = ("starting", "running", "stopping")
+PENDING_STATES: tuple[RunState, ...] = ("waiting", *ACTIVE_STATES)
 # A created run whose process has not shown up after this long never will: importing torch takes seconds, not minutes.
 _START_UP_SECONDS = 120.0
 _CHECKPOINT_NAME = re.compile(r"step-(\d+)")
@@ -75,6 +76,11 @@ class RunStatus:
     def is_active(self) -> bool:
         """Whether a process is at work, or about to be."""
         return self.state in ACTIVE_STATES
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it is at work, or waits to be."""
+        return self.state in PENDING_STATES
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import ast
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +17,7 @@ import yaml
 from gradio_client import Client
 from hub_server import Hub, running_hub, stand_in
 from huggingface_hub import SpaceCard
+from serving import free_port, serving
 
 from fundamentallm.cli.commands import main
 from fundamentallm.config import Config, DataConfig, ModelConfig
@@ -177,29 +174,13 @@ def running_space(folder: Path, model: str) -> Iterator[str]:
     """The Space in ``folder`` as a process of its own, which cannot import anything of ours."""
     for name, text in space_files(model, "alice/tales", prompt="Once upon").items():
         (folder / name).write_text(text, encoding="utf-8")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     blocker = folder / "fundamentallm.py"
     blocker.write_text("raise ImportError('nothing of ours')")
     environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment = {name: value for name, value in environment.items() if name not in ("PYTHONPATH", "SPACE_ID")}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "app.py"], cwd=folder, env=environment, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(url, timeout=5).read()
-                break
-            except (urllib.error.URLError, OSError):
-                assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.2)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
+    with serving([sys.executable, "app.py"], port, log=folder / "log", cwd=folder, environment=environment):
+        yield f"http://127.0.0.1:{port}/"
 
 
 def test_the_page_writes_what_we_write(tmp_path: Path) -> None:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from serving import free_port, serving
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCH = (
@@ -32,12 +29,6 @@ class Server:
     runs_directory: Path
     process: subprocess.Popen[bytes]
     log: Path
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @contextmanager
@@ -57,33 +48,9 @@ def running_server(
     }
     environment.pop("SPACE_ID", None)
     environment |= {"CPU_CORES": "2", **(variables or {})}
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCH, str(port), str(runs), "public" if public else "local"],
-            cwd=directory,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(url, timeout=5).read()
-                break
-            except (urllib.error.URLError, OSError):
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
-        yield Server(url, port, runs, process, log)
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    command = [sys.executable, "-c", LAUNCH, str(port), str(runs), "public" if public else "local"]
+    with serving(command, port, log=log, cwd=directory, environment=environment) as process:
+        yield Server(f"http://127.0.0.1:{port}/", port, runs, process, log)
 
 
 def end_trainings(runs_directory: Path) -> None:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
 from gradio_client import Client
+from serving import free_port, serving
 
 from fundamentallm import devices
 from fundamentallm.errors import ConfigError
@@ -60,34 +58,11 @@ def started_app(directory: Path, port: int, **variables: str):
         **variables,
     }
     log = directory / "app.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "app.py")],
-            cwd=directory / "cwd",
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            with contextlib.suppress(urllib.error.URLError, OSError):
-                urllib.request.urlopen(url, timeout=5).read()
-                if log.stat().st_size:
-                    break
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        yield url, log, process
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    command = [sys.executable, str(REPOSITORY / "app.py")]
+    with serving(command, port, log=log, cwd=directory / "cwd", environment=environment) as process:
+        while not log.stat().st_size:  # the line that says where, right after the first answer
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}/", log, process
 
 
 def test_on_a_space_the_page_is_public_and_writes_only_where_it_may(tmp_path):

@@ -53,7 +53,7 @@ def test_tales_are_quick_and_plain() -> None:
     text = tiny_tales.tiny_tales()
     assert time.process_time() - start < 0.5
     assert 1_000_000 <= len(text) < 1_002_000
-    assert set(string.ascii_lowercase) - {"z"} < set(text) <= set(string.ascii_letters + ' \n.,!?"')
+    assert set(text) == set(string.ascii_letters + " \n.,!?'\"")
     assert text.endswith(".\n") or text.endswith('"\n')
 
 

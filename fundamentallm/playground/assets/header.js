@@ -1,5 +1,7 @@
 // The header's state chip and progress bar. The value is JSON from the server; every text goes in as textContent.
+// "select" tells the server's handlers that another run is shown, or that this one got a model or changed its state.
 (() => {
+  let condition;
   const find = (selector) => element.querySelector(selector);
 
   function duration(seconds) {
@@ -28,6 +30,11 @@
     find(".fl-left").textContent =
       status.state === "running" ? (typeof left === "number" && percent < 100 ? duration(left) : `${percent} %`) : status.note || "";
     document.title = status.state === "running" ? `${percent} % · FundamentaLLM` : "FundamentaLLM";
+    const now = JSON.stringify([status.run, status.state, status.has_model]);
+    if (now !== condition) {
+      condition = now;
+      trigger("select");
+    }
   }
 
   watch("value", show);
