@@ -88,11 +88,13 @@ def launch(
         css_paths=theme.stylesheets(),
         head=theme.HEAD,
     )
-    print(f"The playground is on {page.local_url} (stop it with Ctrl-C).", flush=True)
     ended = caretaker.start(settings)
-    # PyTorch takes seconds to load: after the page is there, and before anyone needs it.
-    threading.Thread(target=importlib.import_module, args=("fundamentallm.language_model",), daemon=True).start()
     try:
+        print(f"The playground is on {page.local_url} (stop it with Ctrl-C).", flush=True)
+        # PyTorch takes seconds to load: after the page is there, and before anyone needs it.
+        threading.Thread(target=importlib.import_module, args=("fundamentallm.language_model",), daemon=True).start()
         page.block_thread()
+    except KeyboardInterrupt:  # before it blocked, which ends at Ctrl-C by itself
+        page.close(verbose=False)
     finally:
         ended.set()

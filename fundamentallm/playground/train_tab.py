@@ -254,7 +254,7 @@ def _wire_training(
 
     def follow(status: str) -> tuple[Any, ...]:
         shown = json.loads(status)
-        state, has_model = shown["state"], shown["has_model"]
+        state, has_model = shown.get("state", "none"), shown.get("has_model", False)
         idle = state not in PENDING_STATES
         can_resume = state in ("stopped", "failed")
         return (

@@ -62,13 +62,34 @@ def end_trainings(runs_directory: Path) -> None:
         launcher.stop(run, kill_after_seconds=10)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[Server]:
-    """A local-mode playground that begins without runs, for the tests of one file."""
-    directory = tmp_path_factory.mktemp("playground")
-    with running_server(directory) as started:
+@contextmanager
+def without_runs(server: Server) -> Iterator[Server]:
+    """The server, to which the block leaves no runs."""
+    try:
+        yield server
+    finally:
+        end_trainings(server.runs_directory)
+        for run in server.runs_directory.iterdir():
+            shutil.rmtree(run)
+
+
+@pytest.fixture(scope="session")
+def local_server(tmp_path_factory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("playground")) as started:
         yield started
-        end_trainings(started.runs_directory)
+
+
+@pytest.fixture(scope="session")
+def guarded_server(tmp_path_factory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("public"), public=True) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def server(local_server) -> Iterator[Server]:
+    """A local-mode playground that begins without runs, for the tests of one file."""
+    with without_runs(local_server) as emptied:
+        yield emptied
 
 
 @pytest.fixture(scope="session")
@@ -78,12 +99,10 @@ def serve():
 
 
 @pytest.fixture(scope="module")
-def public_server(tmp_path_factory) -> Iterator[Server]:
-    """A public-mode playground, for the tests of one file."""
-    directory = tmp_path_factory.mktemp("public")
-    with running_server(directory, public=True) as started:
-        yield started
-        end_trainings(started.runs_directory)
+def public_server(guarded_server) -> Iterator[Server]:
+    """A public-mode playground that begins without runs, for the tests of one file."""
+    with without_runs(guarded_server) as emptied:
+        yield emptied
 
 
 @pytest.fixture(scope="session")
@@ -103,8 +122,8 @@ def browser():
         started.close()
 
 
-@pytest.fixture
-def open_page(browser):
+@contextmanager
+def page_opener(browser):
     """A function that opens a page in a browser context of its own, and fails the test on what no page may do:
     ask anything of another machine, or throw in its scripts."""
     contexts = []
@@ -139,6 +158,20 @@ def open_page(browser):
 
 
 @pytest.fixture
+def open_page(browser):
+    """``page_opener``'s function, for the pages of one test."""
+    with page_opener(browser) as opened:
+        yield opened
+
+
+@pytest.fixture
 def page(server, open_page):
     """The page of the local-mode server, freshly opened."""
     return open_page(server.url)
+
+
+@pytest.fixture(scope="module")
+def kept_page(server, browser):
+    """The page of the local-mode server, opened once for the tests of one file: opening it takes seconds."""
+    with page_opener(browser) as opened:
+        yield opened(server.url)

@@ -16,13 +16,26 @@ expect.set_options(timeout=20_000)
 
 
 @pytest.fixture
-def compare(page):
+def compare(kept_page):
+    """The tab as it is at first, but for the text that an earlier test may have left."""
+    page = kept_page
+    page.set_viewport_size({"width": 1280, "height": 900})
     page.get_by_role("tab", name="Compare").click()
-    expect(page.locator("#compare-write")).to_be_visible()
+    expect(page.locator("#compare-write")).to_be_enabled()
+    page.locator("#compare-prompt textarea").fill("Once upon a time")
+    page.get_by_label("Seed").fill("1")
+    length(page, 200)
     return page
 
 
+def length(page, tokens: int) -> None:
+    page.get_by_label("number input for Length in tokens").fill(str(tokens))
+    page.get_by_label("number input for Length in tokens").blur()
+
+
 def write(page) -> None:
+    # So that nobody takes the end of the last writing for the end of this one.
+    page.evaluate("document.querySelector('#compare-columns .fl-compare').dataset.state = 'asked'")
     page.locator("#compare-write").click()
 
 
@@ -57,8 +70,7 @@ def test_four_columns_are_written_from_one_prompt(compare):
 
 
 def test_stop_ends_the_writing_and_keeps_the_text(compare):
-    compare.get_by_label("number input for Length in tokens").fill("2000")
-    compare.get_by_label("number input for Length in tokens").blur()
+    length(compare, 2000)
     # Pressed by the page itself, as soon as there is text: a hand of ours could come after the end.
     compare.evaluate("""() => new MutationObserver((changes, observer) => {
         const stop = document.querySelector("#compare-stop");

@@ -11,9 +11,12 @@ expect.set_options(timeout=20_000)
 
 
 @pytest.fixture
-def evaluation(page):
+def evaluation(kept_page):
+    page = kept_page
+    page.set_viewport_size({"width": 1280, "height": 900})
     page.get_by_role("tab", name="Evaluate").click()
-    expect(page.locator("#evaluate-start")).to_be_visible()
+    expect(page.locator("#evaluate-start")).to_be_enabled()
+    page.evaluate("document.querySelector('#evaluate-numbers .fl-about')?.replaceChildren()")
     return page
 
 
@@ -63,6 +66,7 @@ def test_a_file_is_measured(evaluation, tmp_path):
 
 def test_nothing_to_measure_is_said_in_one_sentence(evaluation):
     choose(evaluation, "Your text")
+    evaluation.locator("#evaluate-text textarea").fill("")
     evaluation.locator("#evaluate-start").click()
     expect(evaluation.locator("#evaluate-numbers .fl-notice-error")).to_contain_text("There is no text yet")
     expect(evaluation.locator("#evaluate-start")).to_be_enabled()
@@ -82,5 +86,8 @@ def test_measuring_shows_progress_and_can_be_stopped(evaluation):
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(evaluation):
     evaluation.set_viewport_size({"width": 390, "height": 844})
+    choose(evaluation, "Your text")
+    evaluation.locator("#evaluate-text textarea").fill("Once upon a time there was an owl.")
+    evaluation.locator("#evaluate-start").click()
     expect(evaluation.locator("#evaluate-numbers .fl-tile").first).to_be_visible()
     assert evaluation.evaluate("document.documentElement.scrollWidth") <= 390

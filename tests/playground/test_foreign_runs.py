@@ -67,10 +67,12 @@ def arguments(config, dependency, run_id: object, secret: object) -> list[object
         props = component["props"]
         if props.get("elem_id") == "run-selector":
             values.append(run_id)
-        elif props.get("elem_id") == "condition":
-            values.append(json.dumps([run_id, "finished", True]))
+        elif props.get("elem_id") == "header-status":
+            values.append(json.dumps({"run": run_id, "state": "finished", "has_model": True}))
         elif component["type"] == "browserstate":
             values.append(secret)
+        elif props.get("value") == "bundled":  # of a named endpoint
+            values.append(run_id)
         elif component["type"] == "textbox" and props.get("elem_id") == "compare-prompt":
             values.append("a")
         else:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from conftest import page_opener
 from gradio_client import Client
 from hub_server import Hub, running_hub
 
@@ -83,6 +84,22 @@ def space(serve, tmp_path_factory, hub: Hub):
         yield server
 
 
+@pytest.fixture(scope="module")
+def opened_home(local, browser):
+    """Alice's page, opened once for several tests: opening it takes seconds."""
+    with page_opener(browser) as opened:
+        yield publish_tab(opened(local.url))
+
+
+@pytest.fixture
+def home(opened_home):
+    """Alice's page, with nothing filled in."""
+    for name in ("name", "message"):
+        opened_home.locator(f"#publish-{name} input, #publish-{name} textarea").first.fill("")
+    opened_home.locator("#publish-visibility label", has_text="Private").click()
+    return opened_home
+
+
 def publish_tab(page):
     page.get_by_role("tab", name="Publish").click()
     expect(page.locator("#publish-model .fl-run-name")).to_have_text("Tiny model (bundled)")
@@ -117,8 +134,8 @@ def tokens_used(hub: Hub) -> set[str]:
 
 @pytest.mark.browser
 @pytest.mark.parametrize("ending", ["zip", "safetensors", "pt"])
-def test_downloads(local, open_page, tmp_path: Path, ending: str) -> None:
-    page = publish_tab(open_page(local.url))
+def test_downloads(home, tmp_path: Path, ending: str) -> None:
+    page = home
     with page.expect_download() as started:
         page.locator(f"#publish-{ending}").click()
     assert started.value.suggested_filename == f"tiny-tales.{ending}"
@@ -137,8 +154,8 @@ def test_downloads(local, open_page, tmp_path: Path, ending: str) -> None:
 
 
 @pytest.mark.browser
-def test_what_cannot_be_had_says_why(local, open_page) -> None:
-    page = publish_tab(open_page(local.url))
+def test_what_cannot_be_had_says_why(home) -> None:
+    page = home
     expect(page.locator("#publish-gguf")).to_be_disabled()
     expect(page.locator("#publish-gguf")).to_contain_text("A character vocabulary cannot be expressed in GGUF")
     expect(page.locator("#publish-model .fl-facts")).to_contain_text("opens with transformers")
@@ -177,8 +194,8 @@ def test_a_run_suggests_a_name_that_the_hub_takes(run_id: str, name: str) -> Non
 
 
 @pytest.mark.browser
-def test_push_and_space_as_the_user_of_this_computer(local, open_page, hub: Hub) -> None:
-    page = publish_tab(open_page(local.url))
+def test_push_and_space_as_the_user_of_this_computer(local, home, hub: Hub) -> None:
+    page = home
     expect(page.locator("#publish-owner")).to_contain_text("It will belong to alice")
     expect(page.locator("#publish-token")).to_be_hidden()
     name = page.locator("#publish-name input, #publish-name textarea").first
@@ -197,8 +214,8 @@ def test_push_and_space_as_the_user_of_this_computer(local, open_page, hub: Hub)
 
 
 @pytest.mark.browser
-def test_a_failure_is_one_sentence_and_pushing_again_works(local, open_page, hub: Hub) -> None:
-    page = publish_tab(open_page(local.url))
+def test_a_failure_is_one_sentence_and_pushing_again_works(local, home, hub: Hub) -> None:
+    page = home
     page.locator("#publish-visibility label", has_text="Public").click()
     hub.fail("POST", "/api/repos/create", 500, times=1)
     page.locator("#publish-push").click()
@@ -218,8 +235,8 @@ def test_a_failure_is_one_sentence_and_pushing_again_works(local, open_page, hub
 
 
 @pytest.mark.browser
-def test_a_push_can_be_stopped_between_its_steps(local, open_page, hub: Hub) -> None:
-    page = publish_tab(open_page(local.url))
+def test_a_push_can_be_stopped_between_its_steps(home, hub: Hub) -> None:
+    page = home
     hub.fail("GET", "/api/models/", 0, times=1)  # keeps silent
     push(page, "slow")
     expect(page.locator("#publish-result progress")).to_be_visible()

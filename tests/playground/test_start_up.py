@@ -96,9 +96,15 @@ def test_on_a_space_the_page_is_public_and_writes_only_where_it_may(tmp_path):
     assert list((tmp_path / "home").iterdir()) == list((tmp_path / "cwd").iterdir()) == []
 
 
-def test_the_first_page_is_there_before_pytorch_and_one_line_says_where(tmp_path):
-    with started_app(tmp_path, port := free_port()) as (_, log, _):
+def test_one_line_says_where_and_ctrl_c_ends_it_without_a_traceback(tmp_path):
+    with started_app(tmp_path, port := free_port()) as (_, log, process):
         assert log.read_text() == f"The playground is on http://127.0.0.1:{port}/ (stop it with Ctrl-C).\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    assert "Traceback" not in log.read_text()
+
+
+def test_the_first_page_is_there_before_pytorch(tmp_path):
     code = (
         "import sys; from fundamentallm.playground import page; from fundamentallm.playground.settings import *;"
         "page.build_page(PlaygroundSettings.create(sys.argv[1], False));"
@@ -108,13 +114,6 @@ def test_the_first_page_is_there_before_pytorch_and_one_line_says_where(tmp_path
         [sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert built.stdout.strip() == "[]"
-
-
-def test_ctrl_c_ends_the_page_without_a_traceback(tmp_path):
-    with started_app(tmp_path, free_port()) as (_, log, process):
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
-    assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.parametrize("value", ["true", "1"])

@@ -9,6 +9,7 @@ import signal
 import time
 
 import pytest
+from conftest import end_trainings
 from playwright.sync_api import expect
 
 from fundamentallm.config import load_config
@@ -36,6 +37,18 @@ training.eval_every_n_steps=20
 training.save_every_n_steps=20
 training.eval_tokens=256
 """
+# As slow as a real training, and as sparing with points, checkpoints and samples.
+PACED = """
+model.num_layers=1
+model.d_model=128
+model.num_heads=2
+model.sequence_length=64
+training.batch_size=32
+training.log_every_n_steps=1
+training.eval_every_n_steps=20
+training.save_every_n_steps=20
+training.eval_tokens=256
+"""
 SLOW = 120_000
 
 
@@ -50,7 +63,7 @@ def setup(page, text: str, more: str = TINY, minutes: str | None = None) -> None
         page.locator("#time label", has_text="Custom").click()
         page.locator("#minutes input").fill(minutes)
         page.locator("#minutes input").blur()
-    expect(page.locator("#command textarea")).to_have_value(re.compile(r"model\.num_layers=1 .*d_model=16"))
+    expect(page.locator("#command textarea")).to_have_value(re.compile(r"model\.num_layers=1 .*eval_tokens=256"))
 
 
 def start(page) -> None:
@@ -65,7 +78,7 @@ def wait_for_state(page, state: str) -> None:
 
 
 # Nothing is drawn before the first point has come.
-DRAWN_STEPS = "(document.querySelector('.fl-loss-chart').data?.[0]?.x ?? [])"
+DRAWN_STEPS = "(document.querySelector('.fl-loss-chart')?.data?.[0]?.x ?? [])"
 
 
 def points(page) -> int:
@@ -87,6 +100,21 @@ def wait_for_points(page, more_than: int) -> int:
 
 def newest_run(server) -> RunDirectory:
     return RunDirectory(max(p for p in server.runs_directory.iterdir() if (p / "status.json").exists()))
+
+
+@pytest.fixture
+def no_training_left(tmp_path):
+    """For a test with a server of its own: what it leaves at work, also when it fails, is stopped."""
+    yield
+    end_trainings(tmp_path / "runs")
+
+
+@pytest.fixture(autouse=True)
+def nothing_at_work(request):
+    """A test that fails half way must not train on beside the next one."""
+    yield
+    if "server" in request.fixturenames:
+        end_trainings(request.getfixturevalue("server").runs_directory)
 
 
 @pytest.mark.browser
@@ -163,7 +191,7 @@ def test_train_an_upload_to_the_end_and_see_the_curve_grow(page, server, tmp_pat
 
 @pytest.mark.browser
 def test_reload_second_tab_stop_and_resume(page, server, open_page):
-    setup(page, HOSTILE * 300, TINY, minutes="5")
+    setup(page, HOSTILE * 300, PACED, minutes="5")
     start(page)
     wait_for_points(page, 10)
     title = page.locator(".fl-run-name").inner_text()
@@ -210,7 +238,7 @@ def test_reload_second_tab_stop_and_resume(page, server, open_page):
 
 @pytest.mark.browser
 def test_a_killed_training_says_so_and_resumes(page, server):
-    setup(page, "one two three four five six seven\n" * 300, TINY, minutes="5")
+    setup(page, "one two three four five six seven\n" * 300, PACED, minutes="5")
     start(page)
     wait_for_points(page, 45)  # beyond the first checkpoint
     run = newest_run(server)
@@ -228,10 +256,12 @@ def test_a_killed_training_says_so_and_resumes(page, server):
 
 
 @pytest.mark.browser
-def test_a_restarted_server_shows_the_running_training_again(tmp_path, open_page, serve):
+def test_a_restarted_server_shows_the_running_training_in_old_and_new_pages(
+    tmp_path, open_page, serve, no_training_left
+):
     with serve(tmp_path) as first:
         page = open_page(first.url)
-        setup(page, "one two three four five six seven\n" * 300, TINY, minutes="5")
+        setup(page, "one two three four five six seven\n" * 300, PACED, minutes="5")
         start(page)
         wait_for_points(page, 10)
     run = newest_run(first)
@@ -240,7 +270,10 @@ def test_a_restarted_server_shows_the_running_training_again(tmp_path, open_page
         again = open_page(second.url)
         again.get_by_role("tab", name="Train").click()
         wait_for_points(again, 20)
-        again.locator("#stop").click()
+        # The page that was left open has found the new server, or loaded itself anew.
+        expect(page.locator("#stop")).to_be_enabled(timeout=SLOW)
+        page.locator("#stop").click()
+        wait_for_state(page, "stopped")
         wait_for_state(again, "stopped")
 
 
