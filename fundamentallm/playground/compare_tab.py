@@ -13,7 +13,7 @@ from fundamentallm.config import Config, GenerationConfig
 from fundamentallm.errors import FundamentaLLMError, GenerationError
 from fundamentallm.playground.measuring import copies_of
 from fundamentallm.playground.model_cache import MODELS
-from fundamentallm.playground.panels import idle, idle_after, notices, panel, stopped
+from fundamentallm.playground.panels import QUICK, busy, idle, idle_after, notices, panel, stopped
 from fundamentallm.playground.settings import PlaygroundContext, PlaygroundSettings, Visitor
 
 if TYPE_CHECKING:
@@ -103,9 +103,8 @@ def build(context: PlaygroundContext) -> None:
             note = unknown_note(model, prompt)
             # Repeated with every update: of two that arrive at once, the page draws the later one only.
             noted = notices(note) if note else notices()
-            busy = [gr.update(interactive=False), gr.update(visible=True)]
             comparison = Comparison(prompt, wanted, run_id)
-            yield [comparison.view("running"), noted, *busy]
+            yield [comparison.view("running"), noted, *busy()]
             last = time.monotonic()
             for pieces in model.compare(prompt, wanted, seed=seed):
                 comparison.add(pieces)
@@ -158,18 +157,14 @@ def build(context: PlaygroundContext) -> None:
         columns,
         [columns, write, stop],
         cancels=streams,
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
+        **QUICK,
     )
     # What another model wrote shall not stand under this one's name.
     context.run_selector.change(
         _without_another_models,
         [context.run_selector, columns],
         [columns, warnings],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
+        **QUICK,
     )
     gr.on(
         [context.run_changed, prompt.change, *(knob.change for knob in knobs)],

@@ -22,7 +22,7 @@ from fundamentallm.data.tokenizers import BPETokenizer, CharacterTokenizer
 from fundamentallm.errors import CorpusError, FundamentaLLMError
 from fundamentallm.playground.hub_texts import HUB_TEXTS, dataset_source
 from fundamentallm.playground.measuring import Progress, followed
-from fundamentallm.playground.panels import QUICK, idle, idle_after, notices, panel, stopped
+from fundamentallm.playground.panels import QUICK, busy, idle, idle_after, notices, panel, stopped
 from fundamentallm.playground.settings import (
     SOURCE_HUB,
     SOURCE_PASTE,
@@ -203,8 +203,7 @@ def _build_hub() -> _Hub:
 def _wire_hub(settings: PlaygroundSettings, hub: _Hub, source: gr.Textbox) -> None:
     def get(name: str) -> Iterator[list[object]]:
         wanted, token = dataset_source(name), secrets.token_hex(4)
-        busy = [gr.update(interactive=False), gr.update(visible=True)]
-        yield [{"progress": 0.0, "doing": "Asking the Hub", "run": token}, PREFIX, *busy]
+        yield [{"progress": 0.0, "doing": "Asking the Hub", "run": token}, PREFIX, *busy()]
         try:
             for step in followed(lambda report, cancelled: _fetched(settings, wanted, report, cancelled)):
                 if isinstance(step, Progress):

@@ -21,7 +21,7 @@ from fundamentallm.playground.measuring import (
     subject_of,
     surprise_of,
 )
-from fundamentallm.playground.panels import idle, idle_after, panel, stopped
+from fundamentallm.playground.panels import QUICK, busy, idle, idle_after, panel, stopped
 from fundamentallm.playground.settings import SOURCE_UPLOAD, PlaygroundContext, Visitor
 from fundamentallm.playground.theme import PLOTLY_HEAD
 
@@ -91,8 +91,7 @@ def build(context: PlaygroundContext) -> None:
                 chosen = chosen_corpus(settings, SOURCE_UPLOAD, None, [file] if file else None).read()
             subject = subject_of(settings, run_id, Visitor.of(secret, request), chosen)
             token = secrets.token_hex(4)
-            busy = [gr.update(interactive=False), gr.update(visible=True)]
-            yield [{"progress": 0.0, "doing": "Starting", "run": token}, gr.skip(), {}, *busy]
+            yield [{"progress": 0.0, "doing": "Starting", "run": token}, gr.skip(), {}, *busy()]
             for step in followed(lambda progress, cancelled: measure(subject, progress, cancelled)):
                 if isinstance(step, Progress):
                     yield [{"progress": step.share, "doing": step.doing, "run": token}, *[gr.skip()] * 4]
@@ -107,9 +106,7 @@ def build(context: PlaygroundContext) -> None:
         lambda source: (gr.update(visible=source == PASTED), gr.update(visible=source == UPLOADED)),
         source,
         [text, file],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
+        **QUICK,
     )
     stored = context.run_changed(
         show_stored,
@@ -139,9 +136,7 @@ def build(context: PlaygroundContext) -> None:
         numbers,
         [numbers, start, stop],
         cancels=[event],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
+        **QUICK,
     )
 
 

@@ -14,6 +14,7 @@ import gradio as gr
 
 from fundamentallm.playground import jobs
 from fundamentallm.playground.errors import shown_to_the_user
+from fundamentallm.playground.panels import QUICK
 from fundamentallm.playground.settings import BUNDLED_ID, PlaygroundSettings, Visitor, bundled_checkpoint
 from fundamentallm.playground.theme import asset
 from fundamentallm.runs.run_directory import RunDirectory
@@ -110,26 +111,20 @@ def wire(page: gr.Blocks, settings: PlaygroundSettings, visitor_secret: gr.Brows
         open_page,
         visitor_secret,
         [visitor_secret, *outputs],
-        show_progress="hidden",
-        queue=False,
-        api_visibility="private",
+        **QUICK,
     )
     parts.timer.tick(
         refresh,
         [parts.run_selector, visitor_secret, shown_choices],
         outputs,
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
+        **QUICK,
     )
     for trigger, handler in ((parts.run_selector.input, choose), (parts.stop.click, stop)):
         trigger(
             handler,
             [parts.run_selector, visitor_secret],
             [parts.status, parts.stop],
-            queue=False,
-            show_progress="hidden",
-            api_visibility="private",
+            **QUICK,
         )
 
 

@@ -44,8 +44,13 @@ def notices(*texts: str, kind: str = "warning") -> dict[str, object]:
     return {"items": [{"kind": kind, "text": text} for text in texts]}
 
 
+def busy() -> list[object]:
+    """Updates of a button that starts something and of its Stop, when that has begun."""
+    return [gr.update(interactive=False), gr.update(visible=True)]
+
+
 def idle() -> list[object]:
-    """Updates of a button that starts something and of its Stop, when nothing is under way."""
+    """The same when nothing is under way."""
     return [gr.update(interactive=True), gr.update(visible=False)]
 
 

@@ -73,6 +73,13 @@ def without_runs(server: Server) -> Iterator[Server]:
             shutil.rmtree(run)
 
 
+@pytest.fixture
+def runs(tmp_path) -> Iterator[Path]:
+    """Where a test's own servers keep their runs; what is still at work at its end is stopped."""
+    yield tmp_path / "runs"
+    end_trainings(tmp_path / "runs")
+
+
 @pytest.fixture(scope="session")
 def local_server(tmp_path_factory) -> Iterator[Server]:
     with running_server(tmp_path_factory.mktemp("playground")) as started:

@@ -47,6 +47,19 @@ def test_runs_are_listed_newest_first_and_the_state_follows_the_choice(tmp_path,
 
 
 @pytest.mark.browser
+def test_a_page_left_open_recovers_when_the_server_restarts(tmp_path, serve, open_page):
+    runs = tmp_path / "runs"
+    make_run(runs, "before", RunStatus("finished", step=5, progress=1.0))
+    with serve(tmp_path) as first:
+        page = open_page(first.url)
+        expect(page.locator("#header-status .fl-status")).to_have_attribute("data-state", "finished")
+    make_run(runs, "after", RunStatus("stopped", step=5, progress=0.5))
+    with serve(tmp_path, port=first.port):
+        expect(page.locator("#run-selector input")).to_have_value(re.compile("after"), timeout=60_000)
+        expect(page.locator("#header-status .fl-status")).to_have_attribute("data-state", "stopped")
+
+
+@pytest.mark.browser
 def test_the_page_is_usable_by_keyboard(page):
     page.get_by_role("tab", name="Corpus").focus()
     page.keyboard.press("Tab")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hub_server
 import pytest
+from conftest import end_trainings
 from gradio_client import Client
 from hub_server import Hub, running_hub, stand_in
 
@@ -19,8 +20,8 @@ from fundamentallm.playground import jobs
 from fundamentallm.playground.corpus_tab import chosen_corpus
 from fundamentallm.playground.hub_texts import HUB_TEXTS, HubTexts, dataset_source
 from fundamentallm.playground.settings import PUBLIC_LIMITS, Limits, PlaygroundSettings, Visitor
-from fundamentallm.runs import launcher, waiting_line
-from fundamentallm.runs.run_directory import RunDirectory, RunStatus, list_runs
+from fundamentallm.runs import waiting_line
+from fundamentallm.runs.run_directory import RunDirectory, RunStatus
 
 STORY = "A fox met a hen, and they sang all night.\n"
 TINY = {"model.num_layers": 1, "model.d_model": 16, "model.num_heads": 1, "model.sequence_length": 16}
@@ -150,8 +151,7 @@ def served(hub, serve, tmp_path):
     """A page whose Hub is the loopback one."""
     with serve(tmp_path / "page", variables={"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf")}) as server:
         yield server
-        for run in list_runs(server.runs_directory):
-            launcher.stop(run, kill_after_seconds=10)
+        end_trainings(server.runs_directory)
 
 
 def test_over_the_api(hub, served):

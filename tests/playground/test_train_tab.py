@@ -26,29 +26,33 @@ from fundamentallm.playground.train_form import (
 from fundamentallm.runs.run_directory import Metrics, RunDirectory
 
 HOSTILE = "<b>bold</b> <img src=x onerror=\"document.title='owned'\"> & so on\n"
-TINY = """
+WATCHED = """
+training.log_every_n_steps=1
+training.eval_every_n_steps=20
+training.save_every_n_steps=20
+training.eval_tokens=256
+"""
+TINY = (
+    """
 model.num_layers=1
 model.d_model=16
 model.num_heads=2
 model.sequence_length=16
 training.batch_size=4
-training.log_every_n_steps=1
-training.eval_every_n_steps=20
-training.save_every_n_steps=20
-training.eval_tokens=256
 """
+    + WATCHED
+)
 # As slow as a real training, and as sparing with points, checkpoints and samples.
-PACED = """
+PACED = (
+    """
 model.num_layers=1
 model.d_model=128
 model.num_heads=2
 model.sequence_length=64
 training.batch_size=32
-training.log_every_n_steps=1
-training.eval_every_n_steps=20
-training.save_every_n_steps=20
-training.eval_tokens=256
 """
+    + WATCHED
+)
 SLOW = 120_000
 
 
@@ -100,13 +104,6 @@ def wait_for_points(page, more_than: int) -> int:
 
 def newest_run(server) -> RunDirectory:
     return RunDirectory(max(p for p in server.runs_directory.iterdir() if (p / "status.json").exists()))
-
-
-@pytest.fixture
-def no_training_left(tmp_path):
-    """For a test with a server of its own: what it leaves at work, also when it fails, is stopped."""
-    yield
-    end_trainings(tmp_path / "runs")
 
 
 @pytest.fixture(autouse=True)
@@ -256,9 +253,7 @@ def test_a_killed_training_says_so_and_resumes(page, server):
 
 
 @pytest.mark.browser
-def test_a_restarted_server_shows_the_running_training_in_old_and_new_pages(
-    tmp_path, open_page, serve, no_training_left
-):
+def test_a_restarted_server_shows_the_running_training_again(tmp_path, runs, open_page, serve):
     with serve(tmp_path) as first:
         page = open_page(first.url)
         setup(page, "one two three four five six seven\n" * 300, PACED, minutes="5")
@@ -270,10 +265,7 @@ def test_a_restarted_server_shows_the_running_training_in_old_and_new_pages(
         again = open_page(second.url)
         again.get_by_role("tab", name="Train").click()
         wait_for_points(again, 20)
-        # The page that was left open has found the new server, or loaded itself anew.
-        expect(page.locator("#stop")).to_be_enabled(timeout=SLOW)
-        page.locator("#stop").click()
-        wait_for_state(page, "stopped")
+        again.locator("#stop").click()
         wait_for_state(again, "stopped")
 
 

@@ -10,11 +10,11 @@ import pytest
 from gradio_client import Client
 
 from fundamentallm.config import load_config
-from fundamentallm.runs import launcher, waiting_line
-from fundamentallm.runs.run_directory import RunDirectory, RunStatus, list_runs
+from fundamentallm.runs import waiting_line
+from fundamentallm.runs.run_directory import RunDirectory, RunStatus
 
 # As slow as a real training: a tiny one would keep the browser drawing.
-TINY = {
+PACED = {
     "model.num_layers": 1,
     "model.d_model": 128,
     "model.num_heads": 2,
@@ -25,7 +25,7 @@ TEXT = "one two three four five six seven\n" * 300
 
 
 def start(client: Client, **settings: object) -> str:
-    return client.predict("paste", TEXT, "small", 5, TINY | settings, api_name="/start_training")
+    return client.predict("paste", TEXT, "small", 5, PACED | settings, api_name="/start_training")
 
 
 def status_of(client: Client, run_id: str) -> dict[str, object]:
@@ -38,14 +38,6 @@ def wait_for(client: Client, run_id: str, *states: str, seconds: float = 60) -> 
         assert time.monotonic() < deadline, status
         time.sleep(0.3)
     return status
-
-
-@pytest.fixture
-def runs(tmp_path):
-    """Where this test's runs are; what is still at work at its end is stopped."""
-    yield tmp_path / "runs"
-    for run in list_runs(tmp_path / "runs"):
-        launcher.stop(run, kill_after_seconds=10)
 
 
 def test_the_line_moves_on_by_itself_and_survives_a_restart(tmp_path, runs, serve):
@@ -97,7 +89,7 @@ def test_two_browsers_side_by_side(tmp_path, runs, serve, open_page):
         page.locator("#corpus-files input[type=file]").set_input_files(tmp_path / name)
         page.get_by_role("tab", name="Train").click()
         page.get_by_role("button", name="Advanced").click()
-        page.locator("#more-settings textarea").fill("\n".join(f"{path}={value}" for path, value in TINY.items()))
+        page.locator("#more-settings textarea").fill("\n".join(f"{path}={value}" for path, value in PACED.items()))
         page.locator("#time label", has_text="5 min").click()
         expect(page.locator("#start")).to_have_text(f"Train small on {name} for 5 min")
         page.locator("#start").click()
