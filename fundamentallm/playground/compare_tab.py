@@ -13,7 +13,7 @@ from fundamentallm.config import Config, GenerationConfig
 from fundamentallm.errors import FundamentaLLMError, GenerationError
 from fundamentallm.playground.measuring import copies_of
 from fundamentallm.playground.model_cache import MODELS
-from fundamentallm.playground.panels import QUICK, busy, idle, idle_after, notices, panel, stopped
+from fundamentallm.playground.panels import QUICK, busy, notices, panel, stoppable
 from fundamentallm.playground.settings import PlaygroundContext, PlaygroundSettings, Visitor
 
 if TYPE_CHECKING:
@@ -151,14 +151,7 @@ def build(context: PlaygroundContext) -> None:
         )
         for trigger in (write.click, prompt.submit, reseed.then)
     ]
-    idle_after(streams, [write, stop])
-    stop.click(
-        _stopped,
-        columns,
-        [columns, write, stop],
-        cancels=streams,
-        **QUICK,
-    )
+    stoppable(streams, [write], stop, columns, lambda view: {**view, "state": "stopped"})
     # What another model wrote shall not stand under this one's name.
     context.run_selector.change(
         _without_another_models,
@@ -303,7 +296,3 @@ def _without_another_models(run_id: str, view: dict[str, object] | None) -> list
     if (view or {}).get("model") in (None, run_id):
         return [gr.skip(), gr.skip()]
     return [_waiting(), notices()]
-
-
-def _stopped(view: dict[str, object] | None) -> list[object]:
-    return [{**(view or {}), **stopped(view), "state": "stopped"}, *idle()]

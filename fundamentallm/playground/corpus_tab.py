@@ -22,7 +22,7 @@ from fundamentallm.data.tokenizers import BPETokenizer, CharacterTokenizer
 from fundamentallm.errors import CorpusError, FundamentaLLMError
 from fundamentallm.playground.hub_texts import HUB_TEXTS, dataset_source
 from fundamentallm.playground.measuring import Progress, followed
-from fundamentallm.playground.panels import QUICK, busy, idle, idle_after, notices, panel, stopped
+from fundamentallm.playground.panels import QUICK, busy, notices, panel, stoppable
 from fundamentallm.playground.settings import (
     SOURCE_HUB,
     SOURCE_PASTE,
@@ -227,14 +227,7 @@ def _wire_hub(settings: PlaygroundSettings, hub: _Hub, source: gr.Textbox) -> No
         )
         for trigger in (hub.fetch.click, hub.name.submit)
     ]
-    idle_after(gets, [hub.fetch, hub.stop])
-    hub.stop.click(
-        lambda value: [{**stopped(value), "empty": "Stopped."}, *idle()],
-        hub.progress,
-        [hub.progress, hub.fetch, hub.stop],
-        cancels=gets,
-        **QUICK,
-    )
+    stoppable(gets, [hub.fetch], hub.stop, hub.progress, lambda _: {"empty": "Stopped."})
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from fundamentallm.playground.measuring import (
     subject_of,
     surprise_of,
 )
-from fundamentallm.playground.panels import QUICK, busy, idle, idle_after, panel, stopped
+from fundamentallm.playground.panels import QUICK, busy, panel, stoppable
 from fundamentallm.playground.settings import SOURCE_UPLOAD, PlaygroundContext, Visitor
 from fundamentallm.playground.theme import PLOTLY_HEAD
 
@@ -130,14 +130,7 @@ def build(context: PlaygroundContext) -> None:
         concurrency_id="evaluating",
         api_visibility="private",
     )
-    idle_after([event], [start, stop])
-    stop.click(
-        lambda value: [{**stopped(value), "empty": "Stopped. Press Measure to start again."}, *idle()],
-        numbers,
-        [numbers, start, stop],
-        cancels=[event],
-        **QUICK,
-    )
+    stoppable([event], [start], stop, numbers, lambda _: {"empty": "Stopped. Press Measure to start again."})
 
 
 def _form() -> tuple[gr.Radio, gr.Textbox, gr.File, gr.Button, gr.Button]:

@@ -6,7 +6,7 @@ writes HTML shows HTML.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -33,31 +33,41 @@ def panel(
     )
 
 
-def stopped(value: object) -> dict[str, object]:
-    """The value of a panel whose run was stopped: the panel then ignores what that run had still sent."""
-    run = value.get("run") if isinstance(value, dict) else None
-    return {"run": run, "stopped": True}
-
-
 def notices(*texts: str, kind: str = "warning") -> dict[str, object]:
     """The value of a panel of notices; ``kind`` is warning or error."""
     return {"items": [{"kind": kind, "text": text} for text in texts]}
 
 
-def busy() -> list[object]:
-    """Updates of a button that starts something and of its Stop, when that has begun."""
-    return [gr.update(interactive=False), gr.update(visible=True)]
+def busy(starts: int = 1) -> list[object]:
+    """Updates of the ``starts`` buttons that start something and of its Stop, when that has begun."""
+    return [*[gr.update(interactive=False)] * starts, gr.update(visible=True)]
 
 
-def idle() -> list[object]:
-    """The same when nothing is under way."""
-    return [gr.update(interactive=True), gr.update(visible=False)]
+def stoppable(
+    events: Sequence[Any],
+    starts: Sequence[gr.Button],
+    stop: gr.Button,
+    shown: gr.HTML,
+    ending: Callable[[dict[str, object]], dict[str, object]],
+) -> None:
+    """Let ``stop`` end these events, and the buttons be as before when one has ended, however it did.
 
+    Neither the event's last step nor Stop's answer does that, which may both come before the event has ended for the
+    browser: a button that is pressed until then is not heard.
 
-def idle_after(events: Sequence[Any], buttons: Sequence[gr.Button]) -> None:
-    """Make a button and its Stop ``idle`` when one of these events has ended, however it did.
-
-    Not as the last step of the event itself: a button that can be pressed before its event has ended is not heard.
+    ``ending`` tells what ``shown``, the panel the events write to, says after Stop, given its value until then.
     """
+
+    def after_stop(value: dict[str, object] | None) -> dict[str, object]:
+        # The panel ignores what its stopped run had still sent.
+        run = value.get("run") if value else None
+        return {**ending(value or {}), "run": run, "stopped": True}
+
     for event in events:
-        event.then(idle, None, list(buttons), **QUICK)
+        event.then(
+            lambda: [*[gr.update(interactive=True)] * len(starts), gr.update(visible=False)],
+            None,
+            [*starts, stop],
+            **QUICK,
+        )
+    stop.click(after_stop, shown, shown, cancels=list(events), **QUICK)

@@ -12,7 +12,7 @@ import gradio as gr
 from fundamentallm.errors import FundamentaLLMError
 from fundamentallm.playground.errors import shown_to_the_user
 from fundamentallm.playground.measuring import Progress, Work, followed
-from fundamentallm.playground.panels import QUICK, panel, stopped
+from fundamentallm.playground.panels import busy, panel, stoppable
 from fundamentallm.playground.publishing import (
     ACCOUNTS,
     PACKAGES,
@@ -158,7 +158,7 @@ def _connect_pushes(context: PlaygroundContext, form: _Form) -> None:
         run = secrets.token_hex(4)
         try:
             work = make()
-            yield [{"doing": "Getting ready", "run": run}, gr.update(value=""), *_busy()]
+            yield [{"doing": "Getting ready", "run": run}, gr.update(value=""), *busy(2)]
             for step in followed(work):
                 if isinstance(step, Progress):
                     yield [{"doing": step.doing, "run": run}, *[gr.skip()] * 4]
@@ -205,16 +205,7 @@ def _connect_pushes(context: PlaygroundContext, form: _Form) -> None:
         form.push.click(publish_model, inputs, form.outputs, **limits),
         form.space.click(publish_space, inputs, form.outputs, **limits),
     ]
-    # Afterwards, however it ended: a button that is pressed before the end is not heard.
-    for event in events:
-        event.then(_idle, None, [form.push, form.space, form.stop], **QUICK)
-    form.stop.click(
-        lambda value: [{**stopped(value), "error": _STOPPED}, *_idle()],
-        form.result,
-        [form.result, form.push, form.space, form.stop],
-        cancels=events,
-        **QUICK,
-    )
+    stoppable(events, [form.push, form.space], form.stop, form.result, lambda _: {"error": _STOPPED})
 
 
 def named(name: str | None, run_id: str) -> str:
@@ -318,11 +309,3 @@ def _hub_form() -> _Form:
 
 def _gguf_text(why_not: str | None) -> str:
     return _PACKAGE_TEXTS[".gguf"] if why_not is None else f"One file, .gguf\n{why_not}"
-
-
-def _busy() -> list[object]:
-    return [gr.update(interactive=False), gr.update(interactive=False), gr.update(visible=True)]
-
-
-def _idle() -> list[object]:
-    return [gr.update(interactive=True), gr.update(interactive=True), gr.update(visible=False)]

@@ -240,6 +240,8 @@ def test_a_push_can_be_stopped_between_its_steps(home, hub: Hub) -> None:
     hub.fail("GET", "/api/models/", 0, times=1)  # keeps silent
     push(page, "slow")
     expect(page.locator("#publish-result progress")).to_be_visible()
+    while not any(path.startswith("/api/models/") for _, path, _ in hub.requests):
+        page.wait_for_timeout(50)
     page.locator("#publish-stop").click()
     expect(page.locator("#publish-result")).to_contain_text("Stopped.")
     expect(page.locator("#publish-push")).to_be_enabled()
