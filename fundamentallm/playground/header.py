@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import secrets
@@ -12,6 +13,7 @@ from typing import Any
 
 import gradio as gr
 
+from fundamentallm.errors import FundamentaLLMError
 from fundamentallm.playground import jobs
 from fundamentallm.playground.errors import shown_to_the_user
 from fundamentallm.playground.panels import QUICK
@@ -41,11 +43,15 @@ class HeaderParts:
     status: gr.HTML
     """Value: JSON for assets/header.js. Its select event says that another run is shown, or that it changed."""
     stop: gr.Button
-    timer: gr.Timer
 
 
 def build(settings: PlaygroundSettings, visitor_secret: gr.BrowserState) -> HeaderParts:
     """Lay the header out."""
+
+    # Reachable by anyone with any argument (Gradio's /component_server): it authorises.
+    def look(question: object) -> dict[str, Any]:
+        return answer_look(settings, question)
+
     with gr.Row(elem_id="header"):
         gr.HTML(
             asset("brand.html"),
@@ -66,66 +72,71 @@ def build(settings: PlaygroundSettings, visitor_secret: gr.BrowserState) -> Head
             "{}",
             html_template=asset("header.html"),
             js_on_load=asset("header.js"),
+            server_functions=[look],
             elem_id="header-status",
             apply_default_css=False,
         )
         stop = gr.Button("Stop", variant="stop", size="md", interactive=False, elem_id="stop", min_width=0)
-    return HeaderParts(selector, status, stop, gr.Timer(1.0))
+    return HeaderParts(selector, status, stop)
 
 
 def wire(page: gr.Blocks, settings: PlaygroundSettings, visitor_secret: gr.BrowserState, parts: HeaderParts) -> None:
     """Connect the header's events."""
-    shown_choices = gr.State(None)
-    outputs = [parts.run_selector, parts.status, parts.stop, shown_choices]
 
-    def refresh(
-        run_id: str | None, secret: str | None, shown: list[list[str]] | None, request: gr.Request
-    ) -> tuple[Any, str, Any, Any]:
-        visitor = Visitor.of(secret, request)
+    def refresh(run_id: str | None, visitor: Visitor) -> tuple[str | None, Any]:
         runs = settings.visible_runs(visitor)[:_LISTED]
         choices = selector_choices(runs)
         known = [value for _, value in choices]
-        chosen = run_id if run_id in known else first_choice(runs)
-        update: dict[str, Any] = {}
-        if choices != shown:
-            update["choices"] = choices
-        if chosen != run_id:
-            update["value"] = chosen
-        selector = gr.update(**update) if update else gr.skip()
-        return (selector, *shown_state(settings, chosen, visitor), choices)
+        update: dict[str, Any] = {"choices": choices}
+        if run_id not in known:
+            run_id = update["value"] = first_choice(runs)
+        return run_id, gr.update(**update)
 
     def open_page(secret: str | None, request: gr.Request) -> tuple[Any, ...]:
         secret = secret if isinstance(secret, str) and len(secret) >= 16 else secrets.token_urlsafe(24)
-        return (secret, *refresh(None, secret, None, request))
+        visitor = Visitor.of(secret, request)
+        run_id, selector = refresh(None, visitor)
+        return secret, selector, *shown_state(settings, run_id, secret, visitor)
+
+    def list_runs(run_id: str | None, secret: str | None, request: gr.Request) -> Any:
+        return refresh(run_id, Visitor.of(secret, request))[1]
 
     def stop(run_id: str | None, secret: str | None, request: gr.Request) -> tuple[str, Any]:
         visitor = Visitor.of(secret, request)
         with shown_to_the_user():
             jobs.stop_training(settings, visitor, run_id)
-        return shown_state(settings, run_id, visitor)
+        return shown_state(settings, run_id, secret, visitor)
 
     def choose(run_id: str | None, secret: str | None, request: gr.Request) -> tuple[str, Any]:
-        return shown_state(settings, run_id, Visitor.of(secret, request))
+        return shown_state(settings, run_id, secret, Visitor.of(secret, request))
 
     page.load(
         open_page,
         visitor_secret,
-        [visitor_secret, *outputs],
+        [visitor_secret, parts.run_selector, parts.status, parts.stop],
         **QUICK,
     )
-    parts.timer.tick(
-        refresh,
-        [parts.run_selector, visitor_secret, shown_choices],
-        outputs,
-        **QUICK,
-    )
-    for trigger, handler in ((parts.run_selector.input, choose), (parts.stop.click, stop)):
-        trigger(
-            handler,
-            [parts.run_selector, visitor_secret],
-            [parts.status, parts.stop],
-            **QUICK,
-        )
+    chosen, state = [parts.run_selector, visitor_secret], [parts.status, parts.stop]
+    parts.status.tick(list_runs, chosen, parts.run_selector, **QUICK)
+    # One event, asked again at its end when it was asked for meanwhile: the last answer is about the last choice.
+    gr.on([parts.status.apply, parts.run_selector.change], choose, chosen, state, trigger_mode="always_last", **QUICK)
+    parts.stop.click(stop, chosen, state, **QUICK)
+
+
+def answer_look(settings: PlaygroundSettings, question: object) -> dict[str, Any]:
+    """How a run is doing, for assets/header.js, which asks all the time: an event of Gradio's costs the page far more.
+
+    Args:
+        settings: Decides whether the asker may see the run.
+        question: ``{"run", "secret"}`` from the browser, not to be trusted.
+    """
+    asked = question if isinstance(question, dict) else {}
+    visitor = Visitor.of(asked.get("secret"))
+    run_id = asked.get("run")
+    try:
+        return state_view(settings, run_id if isinstance(run_id, str) else None, visitor)
+    except FundamentaLLMError:  # it is gone: the list says so
+        return {"listed": _listed(settings, visitor)}
 
 
 def selector_choices(runs: Sequence[RunDirectory]) -> list[list[str]]:
@@ -162,21 +173,38 @@ def run_label(run: RunDirectory, *, marked: bool = True) -> str:
     return f"{mark}{match[6]} · {when:%d %b, %H:%M}"
 
 
-def shown_state(settings: PlaygroundSettings, run_id: str | None, visitor: Visitor) -> tuple[str, Any]:
-    """Values of the status view and the Stop button for a chosen run."""
-    view: dict[str, Any]
-    if not run_id:
-        view = {"state": "none", "label": "No run yet", "note": "", "run": "", "has_model": False}
-        return json.dumps(view), gr.update(interactive=False)
-    if run_id == BUNDLED_ID:
-        view = {"state": "bundled", "label": "Ready", "note": "Try it in Compare", "run": run_id, "has_model": True}
-        return json.dumps(view), gr.update(interactive=False)
+def shown_state(
+    settings: PlaygroundSettings, run_id: str | None, secret: str | None, visitor: Visitor
+) -> tuple[str, Any]:
+    """Values of the status view and the Stop button for a chosen run; the view asks with the visitor's secret."""
     with shown_to_the_user():
-        run = settings.open_run(run_id, visitor)
+        view = state_view(settings, run_id, visitor)
+    can_stop = view["state"] in ("waiting", "starting", "running")
+    label = "Cancel" if view["state"] == "waiting" else "Stop"
+    return json.dumps(view | {"secret": secret}), gr.update(interactive=can_stop, value=label)
+
+
+def _listed(settings: PlaygroundSettings, visitor: Visitor) -> str:
+    """Changes when what the selector offers does."""
+    choices = selector_choices(settings.visible_runs(visitor)[:_LISTED])
+    return hashlib.sha256(json.dumps(choices).encode()).hexdigest()[:16]
+
+
+def state_view(settings: PlaygroundSettings, run_id: str | None, visitor: Visitor) -> dict[str, Any]:
+    """What assets/header.js shows of a chosen run.
+
+    Raises:
+        FundamentaLLMError: The visitor has no such run.
+    """
+    view: dict[str, Any] = {"run": run_id or NO_RUN, "listed": _listed(settings, visitor)}
+    if not run_id:
+        return view | {"state": "none", "label": "No run yet", "note": "", "has_model": False}
+    if run_id == BUNDLED_ID:
+        return view | {"state": "bundled", "label": "Ready", "note": "Try it in Compare", "has_model": True}
+    run = settings.open_run(run_id, visitor)
     status = run.status()
     best = status.best_val_loss
-    view = {
-        "run": run.id,
+    view |= {
         "has_model": run.has_checkpoint,
         "state": status.state,
         "label": "Measuring" if status.state == "running" and status.progress >= 1 else _LABELS[status.state],
@@ -188,5 +216,4 @@ def shown_state(settings: PlaygroundSettings, run_id: str | None, visitor: Visit
     place = jobs.place_of(settings, run, status.state)
     if place is not None:
         view |= {"note": place.phrase, "message": place.sentence}
-    can_stop = status.state in ("waiting", "starting", "running")
-    return json.dumps(view), gr.update(interactive=can_stop, value="Stop" if place is None else "Cancel")
+    return view

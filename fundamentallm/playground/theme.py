@@ -10,6 +10,8 @@ from pathlib import Path
 
 import gradio as gr
 import plotly
+from gradio.routes import templates
+from jinja2 import ChoiceLoader, DictLoader
 
 ASSETS = Path(__file__).parent / "assets"
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
@@ -77,8 +79,14 @@ _MONO = ("ui-monospace", "SF Mono", "Cascadia Code", "Menlo", "Consolas", "Liber
 
 
 def serve_assets() -> None:
-    """Let the server hand out plotly.min.js, and nothing else."""
+    """Let the server hand out plotly.min.js, and nothing else; put frames.js in front of Gradio's own scripts."""
     gr.set_static_paths([PLOTLY_JS])
+    pages = templates.env
+    if pages.loader is not None and not isinstance(pages.loader, ChoiceLoader):
+        name = "frontend/index.html"
+        source, *_ = pages.loader.get_source(pages, name)
+        changed = source.replace("<head>", f"<head><script>{asset('frames.js')}</script>", 1)
+        pages.loader = ChoiceLoader([DictLoader({name: changed}), pages.loader])
 
 
 def stylesheets() -> list[Path]:

@@ -13,7 +13,7 @@ from fundamentallm.errors import FundamentaLLMError
 from fundamentallm.hub_access import on_a_space
 from fundamentallm.playground import charts, jobs
 from fundamentallm.playground.errors import shown_to_the_user
-from fundamentallm.playground.header import HeaderParts, refreshed_selector, run_label
+from fundamentallm.playground.header import HeaderParts, answer_look, refreshed_selector, run_label
 from fundamentallm.playground.panels import QUICK, notices, panel
 from fundamentallm.playground.settings import BUNDLED_ID, CorpusParts, PlaygroundContext, PlaygroundSettings, Visitor
 from fundamentallm.playground.theme import PLOTLY_HEAD, asset
@@ -123,7 +123,7 @@ def _build_live(context: PlaygroundContext) -> _Live:
 
     # These are reachable by anyone with any argument (Gradio's /component_server), so they authorise and cap.
     def tail(question: object) -> dict[str, Any]:
-        return charts.answer_tail(settings, question)
+        return charts.answer_tail(settings, question) | {"look": answer_look(settings, question)}
 
     def earlier(question: object) -> dict[str, Any]:
         return charts.answer_earlier(settings, question)

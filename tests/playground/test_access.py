@@ -17,6 +17,7 @@ from gradio_client import Client
 from fundamentallm.config import load_config
 from fundamentallm.errors import ConfigError, CorpusError, FundamentaLLMError, RunError
 from fundamentallm.playground import charts, jobs
+from fundamentallm.playground.header import answer_look
 from fundamentallm.playground.page import build_page
 from fundamentallm.playground.settings import PUBLIC_LIMITS, Limits, PlaygroundSettings, Visitor
 from fundamentallm.runs import waiting_line
@@ -102,6 +103,8 @@ def test_the_chart_answers_only_the_owner(public):
     for question in ({"run": run.id, "secret": THEIRS}, {"run": run.id}, None, [], "x", {"run": "../.."}, {"run": [1]}):
         assert set(charts.answer_tail(public, question)) == {"error"}
         assert set(charts.answer_earlier(public, question)) == {"error"}
+        assert answer_look(public, question).get("run") != run.id
+    assert answer_look(public, {"run": run.id, "secret": MINE})["run"] == run.id
     odd = {"run": run.id, "secret": MINE, "offset": -5, "samples": "all"}
     assert "error" not in charts.answer_tail(public, odd)
 

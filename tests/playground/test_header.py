@@ -86,3 +86,26 @@ def test_a_fresh_page_shows_the_training_under_way(tmp_path):
     newer = make_run(tmp_path, "newer", RunStatus("finished"))
     assert first_choice([newer, active]) == active.id
     assert first_choice([newer]) == newer.id
+
+
+@pytest.mark.browser
+def test_a_page_at_rest_leaves_the_processor_alone(server, browser, open_page):
+    context = browser.new_context()
+    context.add_init_script("""
+        window.asked = 0;
+        const request = window.requestAnimationFrame.bind(window);
+        window.requestAnimationFrame = (callback) => { window.asked += 1; return request(callback); };
+    """)
+    page = open_page(server.url, context=context)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for _ in range(10):  # until what the page does at its opening is over
+        asked.clear()
+        before = page.evaluate("window.asked")
+        page.wait_for_timeout(3_000)
+        frames = page.evaluate("window.asked") - before
+        if not frames and all("component_server" in url for url in asked):
+            break
+    assert frames == 0, "not a frame for nothing"
+    assert 1 <= len(asked) <= 3 and all("component_server" in url for url in asked), "a look now and then, and no event"
+    context.close()

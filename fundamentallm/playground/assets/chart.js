@@ -1,9 +1,14 @@
-// The live training view. One poll a second while it is visible asks the server for what is new since the last one;
+// The live training view. While it is visible it asks the server again and again for what is new since the last time;
 // Plotly extends its traces in place, so zoom survives and nothing flickers. Texts of models go in as textContent.
 (() => {
   const SMOOTHING = 0.9; // Weight of the past in the running mean of the training loss, once there is a past.
   const MAX_DRAWN = 6000; // Beyond this, fetch the thinned history again rather than let the page grow.
   const MAX_SAMPLES = 60;
+  // Who watches and what is watched share the processor. So the pause follows from how long drawing takes here.
+  const PAUSE_PER_DRAWING = 60;
+  const SHORTEST_PAUSE = 1000;
+  const LONGEST_PAUSE = 4000;
+  const SMALL_CHARTS_EVERY = 3;
   const find = (selector) => element.querySelector(selector);
   const loss = find(".fl-loss-chart");
   const rate = find(".fl-rate-chart");
@@ -22,6 +27,9 @@
   let phase = null;
   let baselines = null; // What counting models reach; null until the server knows.
   let fresh = true; // The next answer begins the curve anew.
+  let drawing = 0; // Milliseconds, a running mean.
+  let updates = 0;
+  let smallDrawn = 0; // Points that the two small charts have.
 
   function emptyCurve() {
     return { step: [], train: [], smooth: [], valStep: [], val: [], rate: [], speed: [], mean: 0, count: 0 };
@@ -70,10 +78,10 @@
   function lossLayout(c) {
     const annotation = phase && phase.since_step !== null && phase.since_step !== undefined;
     return {
-      uirevision: target.run, margin: { l: 44, r: 12, t: 8, b: 36 }, paper_bgcolor: "rgba(0,0,0,0)",
+      uirevision: target.run, margin: { l: 44, r: 12, t: 26, b: 36 }, paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)", font: { family: c.font, color: c.ink, size: 12 }, hovermode: "x unified",
       hoverlabel: { bgcolor: c.panel, bordercolor: c.grid, font: { color: c.ink } },
-      legend: { orientation: "h", x: 1, xanchor: "right", y: 1, yanchor: "top", bgcolor: "rgba(0,0,0,0)" },
+      legend: { orientation: "h", x: 1, xanchor: "right", y: 1.01, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" },
       xaxis: axis(c, { title: { text: "step", font: { size: 11 }, standoff: 6 }, showgrid: false, rangemode: "tozero" }),
       yaxis: axis(c, { type: switches.log.checked ? "log" : "linear", nticks: 7 }),
       shapes: [
@@ -113,7 +121,7 @@
   }
 
   function smallTrace(c, y, format) {
-    return [{ x: curve.step, y, mode: "lines", line: { color: c.train, width: 1.5 }, hovertemplate: `%{y:${format}}<extra></extra>` }];
+    return [{ x: curve.step.slice(), y: y.slice(), mode: "lines", line: { color: c.train, width: 1.5 }, hovertemplate: `%{y:${format}}<extra></extra>` }];
   }
 
   function draw() {
@@ -127,6 +135,7 @@
     Plotly.react(rate, smallTrace(c, curve.rate, ".2e"), smallLayout(c, "~g"), { responsive: true, displayModeBar: false });
     Plotly.react(speed, smallTrace(c, curve.speed, ",.0f"), smallLayout(c, "~s"), { responsive: true, displayModeBar: false });
     drawn = true;
+    smallDrawn = curve.step.length;
     if (switches.earlier.checked) drawEarlier();
   }
 
@@ -180,9 +189,16 @@
     // extendTraces pushes into the arrays the traces share with `curve`, or copies them; keep `curve` right either way.
     const lengths = Object.fromEntries(Object.keys(c).map((name) => [name, curve[name].length]));
     Plotly.extendTraces(loss, { x: [c.step, c.step, c.valStep], y: [c.train, c.smooth, c.val] }, [0, 1, 2]);
-    Plotly.extendTraces(rate, { x: [c.step], y: [c.rate] }, [0]);
-    Plotly.extendTraces(speed, { x: [c.step], y: [c.speed] }, [0]);
     for (const name of Object.keys(c)) curve[name] = curve[name].slice(0, lengths[name]).concat(c[name]);
+  }
+
+  function extendSmallCharts() {
+    const from = smallDrawn;
+    if (!drawn || from === curve.step.length) return;
+    smallDrawn = curve.step.length;
+    const x = [curve.step.slice(from)];
+    Plotly.extendTraces(rate, { x, y: [curve.rate.slice(from)] }, [0]);
+    Plotly.extendTraces(speed, { x, y: [curve.speed.slice(from)] }, [0]);
   }
 
   // ---- numbers, phase, samples ---------------------------------------------------------------------------------
@@ -307,7 +323,12 @@
     offset = answer.offset;
     const marked = phase && phase.since_step;
     if (answer.phase) phase = answer.phase;
+    const began = performance.now();
     append(answer.columns);
+    const active = ["waiting", "starting", "running", "stopping"].includes(answer.status.state);
+    updates += 1;
+    if (!active || updates % SMALL_CHARTS_EVERY === 0) extendSmallCharts();
+    if (steps.length) drawing = 0.7 * drawing + 0.3 * (performance.now() - began);
     if (drawn && phase && (phase.since_step ?? null) !== (marked ?? null)) {
       const { shapes, annotations } = lossLayout(colours());
       Plotly.relayout(loss, { shapes, annotations });
@@ -316,8 +337,8 @@
     addSamples(answer.samples);
     showStatus(answer.status);
     if (drawn && baselines === null) fetchBaselines().catch(() => {}); // Asked again with the next answer.
-    const active = ["waiting", "starting", "running", "stopping"].includes(state);
-    schedule(active ? 1000 : 3000);
+    document.dispatchEvent(new CustomEvent("fundamentallm-look", { detail: answer.look }));
+    schedule(active ? Math.min(LONGEST_PAUSE, Math.max(SHORTEST_PAUSE, PAUSE_PER_DRAWING * drawing)) : 3000);
   }
 
   switches.smooth.addEventListener("change", () => drawn && draw());

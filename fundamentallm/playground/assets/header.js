@@ -1,8 +1,15 @@
 // The header's state chip and progress bar. The value is JSON from the server; every text goes in as textContent.
-// "select" tells the server's handlers that another run is shown, or that this one got a model or changed its state.
+// What changes all the time is asked for here and put on the page here: an event of Gradio's visits every component.
+// When something has changed that the server decides, "tick" has it fill in the list of runs and "apply" the state of the
+// chosen one; "select" tells its handlers that another run is shown, or that this one got a model or changed its state.
 (() => {
+  const PAUSES = { starting: 700, stopping: 700, running: 2000, waiting: 2000 }; // milliseconds between two looks
+  const OTHERWISE = 2500;
+  let shown = {}; // the server's value
   let condition;
+  let timer = null;
   const find = (selector) => element.querySelector(selector);
+  const conditionOf = (status) => JSON.stringify([status.run, status.state, status.has_model]);
 
   function duration(seconds) {
     if (seconds >= 5400) return `${(seconds / 3600).toFixed(1)} h left`;
@@ -10,15 +17,8 @@
     return `${Math.max(0, Math.round(seconds))} s left`;
   }
 
-  function show() {
-    let status;
-    try {
-      status = JSON.parse(props.value || "{}");
-    } catch {
-      return;
-    }
+  function draw(status) {
     const root = find(".fl-status");
-    if (!root || !status.state) return;
     root.dataset.state = status.state;
     root.title = status.message || "";
     find(".fl-chip-text").textContent = status.label || "";
@@ -30,13 +30,55 @@
     find(".fl-left").textContent =
       status.state === "running" ? (typeof left === "number" && percent < 100 ? duration(left) : `${percent} %`) : status.note || "";
     document.title = status.state === "running" ? `${percent} % · FundamentaLLM` : "FundamentaLLM";
-    const now = JSON.stringify([status.run, status.state, status.has_model]);
-    if (now !== condition) {
-      condition = now;
+  }
+
+  function show() {
+    let status;
+    try {
+      status = JSON.parse(props.value || "{}");
+    } catch {
+      return;
+    }
+    if (!find(".fl-status") || !status.state) return;
+    shown = status;
+    draw(status);
+    if (conditionOf(status) !== condition) {
+      condition = conditionOf(status);
       trigger("select");
+    }
+    schedule(PAUSES[status.state] || OTHERWISE);
+  }
+
+  function schedule(milliseconds) {
+    clearTimeout(timer);
+    timer = setTimeout(look, milliseconds);
+  }
+
+  async function look() {
+    if (!element.isConnected) return;
+    if (!shown.state) return schedule(OTHERWISE);
+    try {
+      accept(await server.look({ run: shown.run, secret: shown.secret }));
+    } catch {
+      schedule(OTHERWISE); // The server is busy or restarting.
     }
   }
 
+  function accept(status) {
+    const about = status && (status.run === undefined || status.run === shown.run);
+    if (about && (status.listed !== shown.listed || conditionOf(status) !== condition)) {
+      trigger("tick");
+      trigger("apply");
+    } else if (about) {
+      draw(status);
+      find(".fl-status").classList.toggle("fl-beat", status.state in PAUSES && !find(".fl-beat"));
+    }
+    schedule(PAUSES[(about && status.state) || shown.state] || OTHERWISE);
+  }
+
+  // The live chart asks too while it is in sight, and has this answered with it.
+  document.addEventListener("fundamentallm-look", (event) => accept(event.detail));
+  document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && schedule(0));
   watch("value", show);
   show();
 })();
