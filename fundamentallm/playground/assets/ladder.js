@@ -2,7 +2,7 @@
 let drawn = [];
 const draw = () => {
   root.style.display = drawn.length ? "" : "none";
-  root.style.height = 34 * drawn.length + 104 + "px";
+  root.style.height = 34 * drawn.length + 112 + "px";
   // In a tab that is not open there is no width to draw in; the observer below comes back.
   if (!drawn.length || !root.offsetWidth || typeof Plotly === "undefined") return;
   const style = getComputedStyle(element);
@@ -26,14 +26,14 @@ const draw = () => {
   };
   const layout = {
     autosize: true,
-    margin: { l: 8, r: 44, t: 40, b: 44 },
+    margin: { l: 8, r: 44, t: 40, b: 52 },
     bargap: 0.32,
     title: { text: "What it has to beat", x: 0.012, y: 0.985, yanchor: "top", font: { size: 14, weight: 600 } },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: style.fontFamily, size: 13, color: colour("--body-text-color") },
     xaxis: {
-      title: { text: "bits per byte (shorter is better)", font: { color: colour("--body-text-color-subdued"), size: 12 } },
+      title: { text: "bits per byte (shorter is better)", standoff: 8, font: { color: colour("--body-text-color-subdued"), size: 12 } },
       range: [0, longest * 1.08],
       gridcolor: colour("--border-color-primary"),
       zeroline: false,
