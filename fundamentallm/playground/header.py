@@ -84,7 +84,7 @@ def wire(page: gr.Blocks, settings: PlaygroundSettings, visitor_secret: gr.Brows
     """Connect the header's events."""
 
     def refresh(run_id: str | None, visitor: Visitor) -> tuple[str | None, Any]:
-        runs = settings.visible_runs(visitor)[:_LISTED]
+        runs = listed_runs(settings, visitor)
         choices = selector_choices(runs)
         known = [value for _, value in choices]
         update: dict[str, Any] = {"choices": choices}
@@ -133,10 +133,16 @@ def answer_look(settings: PlaygroundSettings, question: object) -> dict[str, Any
     asked = question if isinstance(question, dict) else {}
     visitor = Visitor.of(asked.get("secret"))
     run_id = asked.get("run")
+    view = {"listed": _listed(settings, visitor)}
     try:
-        return state_view(settings, run_id if isinstance(run_id, str) else None, visitor)
+        return view | state_view(settings, run_id if isinstance(run_id, str) else None, visitor)
     except FundamentaLLMError:  # it is gone: the list says so
-        return {"listed": _listed(settings, visitor)}
+        return view
+
+
+def listed_runs(settings: PlaygroundSettings, visitor: Visitor) -> list[RunDirectory]:
+    """The runs that the selector offers, newest first."""
+    return settings.visible_runs(visitor)[:_LISTED]
 
 
 def selector_choices(runs: Sequence[RunDirectory]) -> list[list[str]]:
@@ -149,7 +155,7 @@ def selector_choices(runs: Sequence[RunDirectory]) -> list[list[str]]:
 
 def refreshed_selector(settings: PlaygroundSettings, visitor: Visitor, run_id: str) -> Any:
     """An update of the selector that chooses a run which it may not list yet."""
-    return gr.update(choices=selector_choices(settings.visible_runs(visitor)[:_LISTED]), value=run_id)
+    return gr.update(choices=selector_choices(listed_runs(settings, visitor)), value=run_id)
 
 
 def first_choice(runs: Sequence[RunDirectory]) -> str:
@@ -181,12 +187,13 @@ def shown_state(
         view = state_view(settings, run_id, visitor)
     can_stop = view["state"] in ("waiting", "starting", "running")
     label = "Cancel" if view["state"] == "waiting" else "Stop"
-    return json.dumps(view | {"secret": secret}), gr.update(interactive=can_stop, value=label)
+    view |= {"listed": _listed(settings, visitor), "secret": secret}
+    return json.dumps(view), gr.update(interactive=can_stop, value=label)
 
 
 def _listed(settings: PlaygroundSettings, visitor: Visitor) -> str:
     """Changes when what the selector offers does."""
-    choices = selector_choices(settings.visible_runs(visitor)[:_LISTED])
+    choices = selector_choices(listed_runs(settings, visitor))
     return hashlib.sha256(json.dumps(choices).encode()).hexdigest()[:16]
 
 
@@ -196,7 +203,7 @@ def state_view(settings: PlaygroundSettings, run_id: str | None, visitor: Visito
     Raises:
         FundamentaLLMError: The visitor has no such run.
     """
-    view: dict[str, Any] = {"run": run_id or NO_RUN, "listed": _listed(settings, visitor)}
+    view: dict[str, Any] = {"run": run_id or NO_RUN}
     if not run_id:
         return view | {"state": "none", "label": "No run yet", "note": "", "has_model": False}
     if run_id == BUNDLED_ID:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 
 import pytest
@@ -11,6 +12,13 @@ from playwright.sync_api import expect
 from fundamentallm.config import load_config
 from fundamentallm.playground.header import first_choice, run_label, selector_choices
 from fundamentallm.runs.run_directory import RunDirectory, RunStatus
+
+WATCH_FOR_TOASTS = """() => {
+    window.toasts = [];
+    new MutationObserver(() => {
+        for (const toast of document.querySelectorAll(".toast-body")) window.toasts.push(toast.textContent);
+    }).observe(document.body, { childList: true, subtree: true });
+}"""
 
 
 def make_run(parent, name: str, status: RunStatus) -> RunDirectory:
@@ -23,7 +31,7 @@ def make_run(parent, name: str, status: RunStatus) -> RunDirectory:
 @pytest.mark.browser
 def test_runs_are_listed_newest_first_and_the_state_follows_the_choice(tmp_path, serve, open_page):
     runs = tmp_path / "runs"
-    make_run(runs, "older", RunStatus("stopped", step=5, progress=0.4, best_val_loss=2.5))
+    older = make_run(runs, "older", RunStatus("stopped", step=5, progress=0.4, best_val_loss=2.5))
     make_run(runs, "newer", RunStatus("failed", step=7, message="The disk is full: make room."))
     with serve(tmp_path) as server:
         page = open_page(server.url)
@@ -44,6 +52,11 @@ def test_runs_are_listed_newest_first_and_the_state_follows_the_choice(tmp_path,
         assert "newest" in page.get_by_role("option").first.inner_text()
         page.keyboard.press("Escape")
         expect(status).to_have_attribute("data-state", "stopped")
+        # When the chosen run is removed, the page turns to another one, and that is nobody's error.
+        page.evaluate(WATCH_FOR_TOASTS)
+        shutil.rmtree(older.path)
+        expect(status).to_have_attribute("data-state", "finished")
+        assert page.evaluate("window.toasts") == []
 
 
 @pytest.mark.browser

@@ -120,6 +120,7 @@
     ];
   }
 
+  // Copies: these two are extended later than the loss, from `curve`.
   function smallTrace(c, y, format) {
     return [{ x: curve.step.slice(), y: y.slice(), mode: "lines", line: { color: c.train, width: 1.5 }, hovertemplate: `%{y:${format}}<extra></extra>` }];
   }

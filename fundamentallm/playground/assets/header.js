@@ -68,7 +68,7 @@
     const about = status && (status.run === undefined || status.run === shown.run);
     if (about && (status.listed !== shown.listed || conditionOf(status) !== condition)) {
       trigger("tick");
-      trigger("apply");
+      if (status.state) trigger("apply"); // Otherwise the run is gone, and choosing another one does the same.
     } else if (about) {
       draw(status);
       find(".fl-status").classList.toggle("fl-beat", status.state in PAUSES && !find(".fl-beat"));
