@@ -167,8 +167,10 @@ def _run(
     """Train in ``run``, from the start on ``corpus`` or, without one, from the last checkpoint."""
     # Imported here: torch takes seconds.
     from fundamentallm.cli.console import display, json_line
+    from fundamentallm.devices import keep_freed_memory
     from fundamentallm.training.session import run_training
 
+    keep_freed_memory()
     path = shlex.quote(str(run.path))
     try:
         with closing(display(quiet=quiet, as_json=as_json)) as shown:

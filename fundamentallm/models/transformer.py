@@ -20,65 +20,16 @@ Shapes:
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fundamentallm.config import ModelConfig
-from fundamentallm.devices import fused_attention_is_faster
 from fundamentallm.models.base import BaseModel, Decoder
+from fundamentallm.models.functions import Rotation, attend, drop, rms_norm, rotary_tables, rotate, swiglu
 from fundamentallm.models.kv_cache import KVCache
 from fundamentallm.models.numpy_decoder import NumpyDecoder
-
-Rotation = tuple[Tensor, Tensor]
-"""Cosines and signed sines of the angles by which queries and keys are turned, each (T, 1, D), alike for all heads."""
-
-
-def rms_norm(x: Tensor, gain: Tensor, eps: Tensor) -> Tensor:
-    """Root mean square norm, x / rms(x) · gain, over the last dimension; Zhang & Sennrich 2019, equation 4.
-
-    Args:
-        x: (..., C).
-        gain: (C), or any shape that the last dimensions of x have.
-        eps: A number, added to the mean square; as a tensor it takes part in fewer, larger operations.
-    """
-    gain = gain.type_as(x)  # under autocast queries and keys are bfloat16, the gains float32
-    if not torch.is_grad_enabled():
-        return x * _scale(x, eps) * gain
-    normed: Tensor = _RMSNorm.apply(x, gain, eps)  # type: ignore[no-untyped-call]
-    return normed
-
-
-def _scale(x: Tensor, eps: Tensor) -> Tensor:
-    """1 / √(mean(x²) + eps), (..., 1)."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return torch.addcmul(eps, length, length, value=1 / x.size(-1)).rsqrt_().type_as(x)
-
-
-class _RMSNorm(torch.autograd.Function):
-    """The derivative by hand: on a CPU the composed one takes twice as many passes over the data.
-
-    With n = x · s and s = 1 / rms(x):  ∂x = s · (g − n · mean(g · n)),  where g = ∂y · gain.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Tensor, eps: Tensor) -> Tensor:
-        scale = _scale(x, eps)
-        normal = x * scale
-        ctx.save_for_backward(normal, scale, gain)
-        return normal * gain
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        normal, scale, gain = ctx.saved_tensors
-        product = gradient * normal
-        of_gain = product.sum_to_size(gain.shape)
-        mean = (product * gain).mean(dim=-1, keepdim=True)
-        return torch.addcmul(gradient * gain, normal, mean, value=-1).mul_(scale), of_gain, None
 
 
 class RMSNorm(nn.Module):
@@ -103,24 +54,6 @@ def build_norm(width: int, config: ModelConfig) -> nn.Module:
     return nn.LayerNorm(width, eps=config.norm_epsilon, bias=config.bias)
 
 
-def rotary_tables(positions: Tensor, head_width: int, theta: float) -> Rotation:
-    """Cosines and signed sines, each (T, 1, D), of the angles ``position · theta^(-2i/D)``; Su et al. 2021, eq. 15.
-
-    Both halves of a head carry the same angles: component i is turned together with component i + D/2. The first
-    half's sines are negative, which is the sign the second component enters the first with.
-    """
-    exponents = torch.arange(0, head_width, 2, device=positions.device) / head_width
-    angles = torch.outer(positions.float(), theta**-exponents)  # (T, D/2)
-    cosines, sines = angles.cos(), angles.sin()
-    return torch.cat((cosines, cosines), dim=-1)[:, None], torch.cat((-sines, sines), dim=-1)[:, None]
-
-
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn every pair of components of ``x`` (B, T, heads, D) by its position's angle."""
-    cosines, sines = rotation
-    return torch.addcmul(x * cosines, x.roll(x.size(-1) // 2, -1), sines)
-
-
 def sinusoidal_table(length: int, width: int) -> Tensor:
     """The fixed position embedding (length, width) of Vaswani et al. 2017, section 3.5."""
     positions = torch.arange(length)[:, None]
@@ -129,39 +62,6 @@ def sinusoidal_table(length: int, width: int) -> Tensor:
     table[:, 0::2] = angles.sin()
     table[:, 1::2] = angles.cos()[:, : width // 2]
     return table
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool, dropout: float) -> Tensor:
-    """Scaled dot-product attention: softmax(q·kᵀ/√D)·v (Vaswani et al. 2017, equation 1).
-
-    Args:
-        q: (B, H, T, D).
-        k: (B, G, S, D); each key head serves H / G query heads (Ainslie et al. 2023).
-        v: (B, G, S, D).
-        mask: True where attention is allowed, broadcastable to (B, H, T, S); None allows everything.
-        causal: Allow only what is not later, for T = S; excludes ``mask``.
-        dropout: Probability of dropping an attention weight.
-
-    Returns:
-        (B, H, T, D).
-    """
-    if k.size(1) != q.size(1):
-        k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)
-        v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)
-    if fused_attention_is_faster(q.device, q.dtype):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout)
-    scores = q @ k.mT * q.size(-1) ** -0.5  # (B, H, T, S)
-    if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    mixed: Tensor = drop(scores.softmax(dim=-1), dropout) @ v
-    return mixed
-
-
-def drop(x: Tensor, probability: float) -> Tensor:
-    """Dropout (Srivastava et al. 2014), without the cost of a module call where there is none to do."""
-    return F.dropout(x, probability) if probability else x
 
 
 class Attention(nn.Module):
@@ -190,7 +90,7 @@ class Attention(nn.Module):
             gains = self.query_norm.weight.expand(self.heads, -1), self.key_norm.weight.expand(self.kv_heads, -1)
             qk = rms_norm(qk, torch.cat(gains), self.query_norm.eps)
         if rotation is not None:
-            qk = rotate(qk, rotation).type_as(v)
+            qk = rotate(qk, rotation)
         q, k, v = qk[:, :, : self.heads].transpose(1, 2), qk[:, :, self.heads :].transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.update(layer, k, v)  # (B, G, S, D)
@@ -216,8 +116,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Transform every position on its own; ``x`` and the result are (B, T, C)."""
         if self.activation == "swiglu":
-            gate, up = self.gate_up(x).chunk(2, dim=-1)
-            hidden = F.silu(gate) * up
+            hidden = swiglu(self.gate_up(x))
         elif self.activation == "gelu":
             hidden = F.gelu(self.up(x), approximate="tanh")
         else:

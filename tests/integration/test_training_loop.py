@@ -150,7 +150,7 @@ def trainer_for(tmp_path: Path, config: Config, text: str = VARIED) -> Trainer:
 
 def test_accumulating_two_batches_equals_one_of_twice_the_size(tmp_path: Path) -> None:
     # AdamW's division by the gradient's own size would blow rounding up; SGD shows the gradient as it is.
-    settings = {"optimizer": "sgd", "learning_rate": 0.1, "max_steps": 3}
+    settings = {"optimizer": "sgd", "learning_rate": 0.1, "max_steps": 3, "precision": "fp32"}
     twice = trainer_for(tmp_path, configuration(batch_size=4, gradient_accumulation_steps=2, **settings))
     once = trainer_for(tmp_path, configuration(batch_size=8, **settings))
     assert twice.tokens_per_step == once.tokens_per_step and twice.steps_per_epoch == once.steps_per_epoch

@@ -26,7 +26,7 @@ from fundamentallm.generation.samplers import (
     keep_top_p,
 )
 from fundamentallm.models import BaseModel, build_model
-from fundamentallm.models.transformer import attend
+from fundamentallm.models.functions import attend
 
 logits_rows = arrays("float32", (3, 17), elements=st.floats(-20, 20, width=32)).map(torch.from_numpy)
 draws = st.lists(st.floats(0, 1, exclude_max=True, width=32), min_size=3, max_size=3).map(torch.tensor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from torch import Tensor
 from fundamentallm.config import ModelConfig
 from fundamentallm.errors import ConfigError
 from fundamentallm.models import BaseModel, build_model
+from fundamentallm.models.functions import attend, rms_norm, rotary_tables, rotate, swiglu
 from fundamentallm.models.interchange import export_weights, family, import_weights, transformers_config
 from fundamentallm.models.numpy_decoder import NumpyDecoder
-from fundamentallm.models.transformer import attend, rms_norm, rotary_tables, rotate
 
 VOCAB, LENGTH = 29, 16
 
@@ -127,6 +128,17 @@ def test_the_derivative_of_rms_norm_is_right(shape_: tuple[int, ...]) -> None:
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "function", [swiglu, lambda x: rotate(x, rotary_tables(torch.arange(3), 8, 100.0))], ids=["swiglu", "rotate"]
+)
+def test_derivatives_written_by_hand_are_right(function: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(2, 3, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    assert torch.autograd.gradcheck(function, x)
+    with torch.no_grad():
+        untracked = function(x)
+    torch.testing.assert_close(function(x), untracked, rtol=0, atol=0)
+
+
 @variants
 def test_nothing_looks_ahead(config: ModelConfig) -> None:
     model, given = randomised(config), tokens(1)
@@ -201,10 +213,11 @@ def test_written_out_attention_equals_the_fused_one(monkeypatch: pytest.MonkeyPa
     q, k, v = (torch.randn(2, heads, 8, 6, generator=torch.Generator().manual_seed(heads)) for heads in (4, 2, 2))
     mask = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(9)) > 0.4
     mask = mask | torch.eye(8, dtype=torch.bool)
+    monkeypatch.setattr("fundamentallm.models.functions._QUERY_BLOCK", 3)  # blocks of 3, 3 and 2 queries
     for given, causal in ((None, True), (mask, False), (None, False)):
         results = []
         for fused in (True, False):
-            monkeypatch.setattr("fundamentallm.models.transformer.fused_attention_is_faster", lambda *_, f=fused: f)
+            monkeypatch.setattr("fundamentallm.models.functions.fused_attention_is_faster", lambda *_, f=fused: f)
             results.append(attend(q, k, v, given, causal=causal, dropout=0.0))
         torch.testing.assert_close(*results)
 

@@ -30,6 +30,17 @@ def test_orthogonalized_singular_values_are_near_one(shape: tuple[int, int], dty
     assert (values - 1).abs().median() < 0.3
 
 
+@pytest.mark.parametrize("shape", [(128, 384), (384, 128), (128, 128)])
+def test_bfloat16_orthogonalizes_badly_conditioned_matrices(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(4)
+    left = torch.linalg.qr(torch.randn(3, shape[0], 128, generator=generator)).Q
+    right = torch.linalg.qr(torch.randn(3, shape[1], 128, generator=generator)).Q
+    matrices = (left * torch.logspace(-4, 0, 128)) @ right.mT
+    rounded, exact = orthogonalize(matrices, dtype=torch.bfloat16).float(), orthogonalize(matrices)
+    assert torch.linalg.svdvals(rounded).max() < 1.3
+    assert (rounded - exact).norm() < 0.15 * exact.norm()
+
+
 def test_orthogonalizing_a_batch_equals_one_by_one() -> None:
     matrices = torch.randn(4, 12, 20, generator=torch.Generator().manual_seed(1))
     batch = orthogonalize(matrices)
@@ -56,9 +67,9 @@ def test_muon_equals_torchs_muon(shape: tuple[int, int]) -> None:
         for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
             parameter.grad = gradient.clone()
             optimizer.step()
-    # theirs computes in bfloat16, whose relative precision is 1/256, through five iterations
+    # theirs computes in bfloat16, whose relative precision is 1/256, through five iterations; so may ours, differently
     update = (theirs - start).detach()
-    assert (ours - theirs).norm() < 0.02 * update.norm()
+    assert (ours - theirs).norm() < 0.04 * update.norm()
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
