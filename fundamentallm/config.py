@@ -197,7 +197,7 @@ class GenerationConfig(_Section):
     max_tokens: int = Field(200, ge=1, le=1_000_000)
     """Number of tokens to write."""
     temperature: float = Field(0.8, ge=0.0, le=100.0)
-    """Below 1 bolder, above 1 wilder; 0 always takes the likeliest token."""
+    """Below 1 safer, above 1 wilder; 0 always takes the likeliest token."""
     top_k: int | None = Field(None, ge=1)
     """Draw only from this many likeliest tokens."""
     top_p: float | None = Field(None, gt=0.0, le=1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,55 +18,48 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _STEPS_ON_ROUNDED_GRAM = 3
 
 
-def orthogonalize(matrices: Tensor, *, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+def orthogonalize(batches: Sequence[Tensor], *, steps: int = 5, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """Bring all singular values of each matrix near 1 (between 0.7 and 1.2), keeping its singular vectors.
 
-    Newton–Schulz iteration on XXᵀ, which needs nothing but matrix products.
+    Newton–Schulz iteration, which needs nothing but matrix products. A step takes X to P·X with P = a·I + b·G + c·G²
+    and G = XXᵀ, so it takes G to P·G·P. Therefore the steps are taken on the small G alone, for matrices of all lengths
+    together, and X is multiplied once, at the end, with the product of all P. Measured against steps on X: six
+    256 × 1344 matrices in float32 166 → 79 ms, equal to 7e-7. Against a batch for every shape: ``small`` in bfloat16
+    26.2 → 24.0 ms a training step.
 
     Args:
-        matrices: (N, R, C), N matrices of one shape.
+        batches: Each (N, R, C), N matrices of one shape; the smaller of R and C is the same in all batches.
         steps: Iterations; five suffice for singular values down to a thousandth of the norm.
         dtype: Arithmetic of the products; bfloat16 is precise enough.
 
     Returns:
-        (N, R, C) in ``dtype``.
+        For each batch (N, R, C) in ``dtype``.
 
     Source: Keller Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
     """
+    tall = [x.size(-2) > x.size(-1) for x in batches]  # transposed, XXᵀ is the smaller of the two products
+    wide = [(x.mT if turned else x).to(dtype) for x, turned in zip(batches, tall, strict=True)]
+    wide = [x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7) for x in wide]
+    at_once = _STEPS_ON_ROUNDED_GRAM if dtype == torch.bfloat16 else steps
+    for first in range(0, steps, at_once):
+        grams = torch.cat([x @ x.mT for x in wide])
+        products = _newton_schulz(grams, min(at_once, steps - first)).split([len(x) for x in wide])
+        wide = [product @ x for product, x in zip(products, wide, strict=True)]
+    return [x.mT if turned else x for x, turned in zip(wide, tall, strict=True)]
+
+
+def _newton_schulz(gram: Tensor, steps: int) -> Tensor:
+    """The product of ``steps`` polynomials P that begin with this Gram matrix; both (N, R, R)."""
     a, b, c = _NEWTON_SCHULZ
-    x = matrices.to(dtype)
-    tall = x.size(-2) > x.size(-1)
-    if tall:
-        x = x.mT  # XXᵀ is then the smaller of the two products
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    if x.size(-1) >= 1.5 * x.size(-2):
-        at_once = steps if dtype == torch.float32 else _STEPS_ON_ROUNDED_GRAM
-        for first in range(0, steps, at_once):
-            x = _iterate_on_gram(x, min(at_once, steps - first))
-    else:
-        for _ in range(steps):
-            gram = x @ x.mT
-            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b·G + c·G²
-            x = torch.baddbmm(x, polynomial, x, beta=a)  # a·X + (b·G + c·G²)·X
-    return x.mT if tall else x
-
-
-def _iterate_on_gram(x: Tensor, steps: int) -> Tensor:
-    """The same iteration on wide matrices (N, R, C), with two products of their length instead of two a step.
-
-    X becomes P·X with P = a·I + b·G + c·G², so G = XXᵀ becomes P·G·P, and X is multiplied once, at the end, with the
-    product of all P. Measured for six 256 × 1344 matrices: in float32 166 → 79 ms, equal to 7e-7.
-    """
-    a, b, c = _NEWTON_SCHULZ
-    gram = x @ x.mT
     product: Tensor | None = None
     for step in range(steps):
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b·G + c·G²
         polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
         product = polynomial if product is None else polynomial @ product
         if step < steps - 1:
-            gram = polynomial @ (polynomial @ gram)
-    return x if product is None else product @ x
+            gram = polynomial @ (polynomial @ gram)  # P·G·P, since the two commute
+    assert product is not None
+    return product
 
 
 class Muon(Optimizer):
@@ -74,7 +67,7 @@ class Muon(Optimizer):
 
     Each update is the Nesterov momentum of the gradient with its singular values set to about 1, times
     √max(1, rows/columns), so that layers of all shapes change their outputs alike. Weight decay is decoupled.
-    Matrices of one shape are orthogonalized together, as one batch.
+    All matrices with the same smaller side are orthogonalized together.
 
     Args:
         matrices: Two-dimensional parameters.
@@ -95,24 +88,28 @@ class Muon(Optimizer):
     def step(self) -> None:
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            by_side: dict[int, dict[torch.Size, list[nn.Parameter]]] = {}
             for matrix in with_gradient(group):
-                by_shape.setdefault(matrix.shape, []).append(matrix)
-            for matrices in by_shape.values():
-                self._update(matrices, group)
+                by_side.setdefault(min(matrix.shape), {}).setdefault(matrix.shape, []).append(matrix)
+            for by_shape in by_side.values():
+                self._update(list(by_shape.values()), group)
 
-    def _update(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
-        weights: list[Tensor] = list(matrices)
+    def _update(self, batches: list[list[nn.Parameter]], group: dict[str, Any]) -> None:
+        momenta = [self._nesterov(matrices, group["momentum"]) for matrices in batches]  # each (N, R, C)
+        directions = orthogonalize(momenta, dtype=_arithmetic(momenta[0].device))
+        for matrices, direction in zip(batches, directions, strict=True):
+            weights: list[Tensor] = list(matrices)
+            rows, columns = matrices[0].shape
+            update = direction.float() * (-group["lr"] * max(1.0, rows / columns) ** 0.5)
+            if group["weight_decay"]:
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(weights, list(update.unbind()))
+
+    def _nesterov(self, matrices: list[nn.Parameter], momentum: float) -> Tensor:
         gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
-        momenta = self.averages("momentum", matrices)
-        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
-        directions = orthogonalize(torch.stack(nesterov), dtype=_arithmetic(matrices[0].device))  # (N, R, C)
-        rows, columns = matrices[0].shape
-        directions = directions.float() * (-group["lr"] * max(1.0, rows / columns) ** 0.5)
-        if group["weight_decay"]:
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, list(directions.unbind()))
+        averages = self.averages("momentum", matrices)
+        torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        return torch.stack(torch._foreach_lerp(gradients, averages, momentum))
 
 
 def _arithmetic(device: torch.device) -> torch.dtype:

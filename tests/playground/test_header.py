@@ -29,34 +29,33 @@ def make_run(parent, name: str, status: RunStatus) -> RunDirectory:
 
 
 @pytest.mark.browser
-def test_runs_are_listed_newest_first_and_the_state_follows_the_choice(tmp_path, serve, open_page):
-    runs = tmp_path / "runs"
+def test_runs_are_listed_newest_first_and_the_state_follows_the_choice(server, open_page):
+    runs = server.runs_directory
     older = make_run(runs, "older", RunStatus("stopped", step=5, progress=0.4, best_val_loss=2.5))
     make_run(runs, "newer", RunStatus("failed", step=7, message="The disk is full: make room."))
-    with serve(tmp_path) as server:
-        page = open_page(server.url)
-        status = page.locator("#header-status .fl-status")
-        expect(status).to_have_attribute("data-state", "failed")
-        expect(page.locator("#run-selector input")).to_have_value(re.compile("newer"))
-        page.locator("#run-selector input").click()
-        labels = page.get_by_role("option").all_inner_texts()
-        assert "newer" in labels[0] and "older" in labels[1]
-        page.get_by_role("option").nth(1).click()
-        expect(status).to_have_attribute("data-state", "stopped")
-        expect(status.locator(".fl-progress")).to_have_attribute("aria-valuenow", "40")
-        expect(page.locator("#stop")).to_be_disabled()
-        # A run that appears by other means is listed within moments, and the choice stays.
-        make_run(runs, "newest", RunStatus("finished", step=7))
-        time.sleep(2.5)
-        page.locator("#run-selector input").click()
-        assert "newest" in page.get_by_role("option").first.inner_text()
-        page.keyboard.press("Escape")
-        expect(status).to_have_attribute("data-state", "stopped")
-        # When the chosen run is removed, the page turns to another one, and that is nobody's error.
-        page.evaluate(WATCH_FOR_TOASTS)
-        shutil.rmtree(older.path)
-        expect(status).to_have_attribute("data-state", "finished")
-        assert page.evaluate("window.toasts") == []
+    page = open_page(server.url)
+    status = page.locator("#header-status .fl-status")
+    expect(status).to_have_attribute("data-state", "failed")
+    expect(page.locator("#run-selector input")).to_have_value(re.compile("newer"))
+    page.locator("#run-selector input").click()
+    labels = page.get_by_role("option").all_inner_texts()
+    assert "newer" in labels[0] and "older" in labels[1]
+    page.get_by_role("option").nth(1).click()
+    expect(status).to_have_attribute("data-state", "stopped")
+    expect(status.locator(".fl-progress")).to_have_attribute("aria-valuenow", "40")
+    expect(page.locator("#stop")).to_be_disabled()
+    # A run that appears by other means is listed within moments, and the choice stays.
+    make_run(runs, "newest", RunStatus("finished", step=7))
+    time.sleep(2.5)
+    page.locator("#run-selector input").click()
+    assert "newest" in page.get_by_role("option").first.inner_text()
+    page.keyboard.press("Escape")
+    expect(status).to_have_attribute("data-state", "stopped")
+    # When the chosen run is removed, the page turns to another one, and that is nobody's error.
+    page.evaluate(WATCH_FOR_TOASTS)
+    shutil.rmtree(older.path)
+    expect(status).to_have_attribute("data-state", "finished")
+    assert page.evaluate("window.toasts") == []
 
 
 @pytest.mark.browser

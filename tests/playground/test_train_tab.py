@@ -237,7 +237,7 @@ def test_reload_second_tab_stop_and_resume(page, server, open_page):
 def test_a_killed_training_says_so_and_resumes(page, server):
     setup(page, "one two three four five six seven\n" * 300, PACED, minutes="5")
     start(page)
-    wait_for_points(page, 45)  # beyond the first checkpoint
+    wait_for_step(page, "> 24")  # beyond the first checkpoint
     run = newest_run(server)
     os.kill(run.status().pid, signal.SIGKILL)
     expect(page.locator("#header-status .fl-status")).to_have_attribute("data-state", "failed", timeout=6_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def test_the_line_moves_on_by_itself_and_survives_a_restart(tmp_path, runs, serv
 
 
 @pytest.mark.browser
-def test_two_browsers_side_by_side(tmp_path, runs, serve, open_page):
+def test_two_browsers_side_by_side(tmp_path, public_server, open_page):
     from playwright.sync_api import expect
 
     def begin(page, text: str, name: str) -> None:
@@ -97,62 +98,63 @@ def test_two_browsers_side_by_side(tmp_path, runs, serve, open_page):
     def state(page):
         return page.locator("#header-status .fl-status")
 
-    with serve(tmp_path, public=True) as server:
-        mine, theirs = open_page(server.url), open_page(server.url)
-        begin(mine, "the zebra is mine alone\n" * 300, "zebra.txt")
-        expect(state(mine)).to_have_attribute("data-state", "running", timeout=60_000)
-        begin(theirs, "their quince is theirs alone\n" * 300, "quince.txt")
-        expect(state(theirs)).to_have_attribute("data-state", "waiting")
-        expect(state(theirs)).to_contain_text(re.compile(r"Waiting.*place 1 of 1, about \d minutes", re.DOTALL))
-        expect(theirs.locator(".fl-phase")).to_contain_text("It starts by itself")
-        expect(theirs.locator("#stop")).to_have_text("Cancel")
-        expect(theirs.locator("#stop")).to_be_enabled()
-        expect(theirs.locator("#run-selector input")).to_have_value(re.compile("^○ .*quince"))
+    mine, theirs = open_page(public_server.url), open_page(public_server.url)
+    begin(mine, "the zebra is mine alone\n" * 300, "zebra.txt")
+    expect(state(mine)).to_have_attribute("data-state", "running", timeout=60_000)
+    begin(theirs, "their quince is theirs alone\n" * 300, "quince.txt")
+    expect(state(theirs)).to_have_attribute("data-state", "waiting")
+    expect(state(theirs)).to_contain_text(re.compile(r"Waiting.*place 1 of 1, about \d minutes", re.DOTALL))
+    expect(theirs.locator(".fl-phase")).to_contain_text("It starts by itself")
+    expect(theirs.locator("#stop")).to_have_text("Cancel")
+    expect(theirs.locator("#stop")).to_be_enabled()
+    expect(theirs.locator("#run-selector input")).to_have_value(re.compile("^○ .*quince"))
 
-        theirs.reload()
-        theirs.get_by_role("tab", name="Train").click()
-        expect(state(theirs)).to_have_attribute("data-state", "waiting")
-        expect(theirs.locator("#run-selector input")).to_have_value(re.compile("quince"))
+    theirs.reload()
+    theirs.get_by_role("tab", name="Train").click()
+    expect(state(theirs)).to_have_attribute("data-state", "waiting")
+    expect(theirs.locator("#run-selector input")).to_have_value(re.compile("quince"))
 
-        # Nobody is offered, or shown, what is another's.
-        for page, own, foreign in ((mine, "zebra", "quince"), (theirs, "quince", "zebra")):
-            page.locator("#run-selector input").click()
-            labels = page.get_by_role("option").all_inner_texts()
-            assert any(own in label for label in labels) and not any(foreign in label for label in labels)
-            page.keyboard.press("Escape")
-            assert foreign not in page.content()
+    # Nobody is offered, or shown, what is another's.
+    for page, own, foreign in ((mine, "zebra", "quince"), (theirs, "quince", "zebra")):
+        page.locator("#run-selector input").click()
+        labels = page.get_by_role("option").all_inner_texts()
+        assert any(own in label for label in labels) and not any(foreign in label for label in labels)
+        page.keyboard.press("Escape")
+        assert foreign not in page.content()
 
-        theirs.locator("#stop").click()
-        expect(state(theirs)).to_have_attribute("data-state", "stopped")
-        expect(theirs.locator(".fl-phase")).to_contain_text("left the waiting line")
-        expect(theirs.locator("#stop")).to_have_text("Stop")
-        theirs.locator("#resume").click()
-        expect(state(theirs)).to_have_attribute("data-state", "waiting")
+    theirs.locator("#stop").click()
+    expect(state(theirs)).to_have_attribute("data-state", "stopped")
+    expect(theirs.locator(".fl-phase")).to_contain_text("left the waiting line")
+    expect(theirs.locator("#stop")).to_have_text("Stop")
+    theirs.locator("#resume").click()
+    expect(state(theirs)).to_have_attribute("data-state", "waiting")
 
-        expect(mine.locator("#keep")).to_be_hidden()
-        mine.locator("#stop").click()
-        expect(state(mine)).to_have_attribute("data-state", "stopped", timeout=30_000)
-        expect(mine.locator("#keep")).to_contain_text("kept here for 24 hours")
-        expect(state(theirs)).to_have_attribute("data-state", re.compile("starting|running"), timeout=30_000)
-        expect(state(theirs)).to_have_attribute("data-state", "running", timeout=60_000)
-        theirs.wait_for_function("(document.querySelector('.fl-loss-chart').data?.[0]?.x ?? []).length > 3")
-        theirs.locator("#stop").click()
-        expect(state(theirs)).to_have_attribute("data-state", "stopped", timeout=30_000)
+    expect(mine.locator("#keep")).to_be_hidden()
+    mine.locator("#stop").click()
+    expect(state(mine)).to_have_attribute("data-state", "stopped", timeout=30_000)
+    expect(mine.locator("#keep")).to_contain_text("kept here for 24 hours")
+    expect(state(theirs)).to_have_attribute("data-state", re.compile("starting|running"), timeout=30_000)
+    expect(state(theirs)).to_have_attribute("data-state", "running", timeout=60_000)
+    theirs.wait_for_function("(document.querySelector('.fl-loss-chart').data?.[0]?.x ?? []).length > 3")
+    theirs.locator("#stop").click()
+    expect(state(theirs)).to_have_attribute("data-state", "stopped", timeout=30_000)
 
 
 @pytest.mark.browser
-def test_on_a_phone_the_place_in_the_line_fits(tmp_path, runs, serve, open_page):
+def test_on_a_phone_the_place_in_the_line_fits(public_server, open_page):
     from playwright.sync_api import expect
 
-    busy = RunDirectory.create(runs, "busy", config=load_config(preset="small"))
-    with serve(tmp_path, public=True) as server:
-        page = open_page(server.url, width=390, height=844)
+    page = open_page(public_server.url, width=390, height=844)
+    busy = RunDirectory.create(public_server.runs_directory, "busy", config=load_config(preset="small"))
+    try:
         busy.write_status(RunStatus("starting", heartbeat=time.time(), remaining_seconds=240))
         page.get_by_role("tab", name="Train").click()
         page.locator("#start").click()
         expect(page.locator("#header-status .fl-status")).to_have_attribute("data-state", "waiting", timeout=60_000)
         expect(page.locator("#header-status .fl-left")).to_have_text("place 1 of 1, about 4 minutes")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert len(waiting_line.waiting_runs(runs)) == 1
+        assert len(waiting_line.waiting_runs(public_server.runs_directory)) == 1
         page.locator("#stop").click()
         expect(page.locator("#header-status .fl-status")).to_have_attribute("data-state", "stopped")
+    finally:
+        shutil.rmtree(busy.path)

@@ -22,7 +22,7 @@ SMALL = ModelConfig(vocab_size=11, d_model=16, num_heads=2, num_layers=2, sequen
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_orthogonalized_singular_values_are_near_one(shape: tuple[int, int], dtype: torch.dtype) -> None:
     matrices = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
-    result = orthogonalize(matrices, dtype=dtype).float()
+    result = orthogonalize([matrices], dtype=dtype)[0].float()
     values = torch.linalg.svdvals(result)
     # A square random matrix has singular values near zero, which five iterations only bring on their way.
     lowest = 0.6 if shape[0] != shape[1] else 0.0
@@ -36,22 +36,23 @@ def test_bfloat16_orthogonalizes_badly_conditioned_matrices(shape: tuple[int, in
     left = torch.linalg.qr(torch.randn(3, shape[0], 128, generator=generator)).Q
     right = torch.linalg.qr(torch.randn(3, shape[1], 128, generator=generator)).Q
     matrices = (left * torch.logspace(-4, 0, 128)) @ right.mT
-    rounded, exact = orthogonalize(matrices, dtype=torch.bfloat16).float(), orthogonalize(matrices)
+    rounded, exact = (orthogonalize([matrices], dtype=dtype)[0].float() for dtype in (torch.bfloat16, torch.float32))
     assert torch.linalg.svdvals(rounded).max() < 1.3
     assert (rounded - exact).norm() < 0.15 * exact.norm()
 
 
 def test_orthogonalizing_a_batch_equals_one_by_one() -> None:
     matrices = torch.randn(4, 12, 20, generator=torch.Generator().manual_seed(1))
-    batch = orthogonalize(matrices)
-    single = torch.cat([orthogonalize(matrix[None]) for matrix in matrices])
-    torch.testing.assert_close(batch, single, rtol=1e-4, atol=1e-5)
+    others = torch.randn(2, 30, 12, generator=torch.Generator().manual_seed(2))
+    together = [*orthogonalize([matrices, others])[0], *orthogonalize([matrices, others])[1]]
+    for single, one in zip([*matrices, *others], together, strict=True):
+        torch.testing.assert_close(orthogonalize([single[None]])[0][0], one, rtol=1e-4, atol=1e-5)
 
 
 def test_orthogonalizing_keeps_the_singular_vectors() -> None:
     left, _, right = torch.linalg.svd(torch.randn(10, 10, generator=torch.Generator().manual_seed(2)))
     matrix = left @ torch.linspace(0.5, 1.0, 10).diag() @ right
-    inner = left.T @ orthogonalize(matrix[None])[0] @ right.T
+    inner = left.T @ orthogonalize([matrix[None]])[0][0] @ right.T
     assert (inner - inner.diagonal().diag()).abs().max() < 1e-4
 
 
