@@ -208,6 +208,9 @@ _SAFE_CUT = re.compile(f"[^{_BLANK}](?=[{_BLANK}])")
 _WORDS = re.compile(f"[{_BLANK}]*[^{_BLANK}]+|[{_BLANK}]+")
 _LONG_RUN = re.compile(f"[^{_BLANK}]{{256}}|[{_BLANK}]{{256}}")
 _LONGEST_WORD = 1 << 20
+# The trainer keeps many times a piece's size beside each of the hundreds that it takes at once. Pieces of a million
+# characters took 366 MB and 12.8 s for 64 million, these 70 MB and 8.3 s.
+_TRAINING_PIECE = 1 << 14
 
 
 def _last_safe_cut(text: str) -> int:
@@ -229,6 +232,18 @@ def _training_pieces(chunks: Iterable[str], limit: int | None) -> Iterator[str]:
         text = _well_formed(chunk if limit is None else chunk[: limit - seen])
         seen += len(text)
         # The trainer's time grows with the square of a word's length, and a text without blanks is one word.
-        yield from _LONG_RUN.sub(r"\g<0>\0", text).split("\0")
+        for run in _LONG_RUN.sub(r"\g<0>\0", text).split("\0"):
+            yield from _cut_up(run)
         if limit is not None and seen >= limit:
             return
+
+
+def _cut_up(text: str) -> Iterator[str]:
+    """Pieces that the trainer may see apart."""
+    start = 0
+    while start < len(text):
+        piece = text[start : start + _TRAINING_PIECE]
+        ends = start + len(piece) == len(text)
+        cut = len(piece) if ends else _last_safe_cut(piece) or len(piece)
+        yield piece[:cut]
+        start += cut

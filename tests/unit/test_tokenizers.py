@@ -162,6 +162,12 @@ def test_bpe_learns_from_a_bounded_part_of_the_text(monkeypatch: pytest.MonkeyPa
     assert BPETokenizer.train(endless, DataConfig(vocab_size=300)).vocab_size < 300
 
 
+def test_what_bpe_learns_does_not_depend_on_how_the_trainer_is_fed(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = BPETokenizer.train([TEXT], DataConfig(vocab_size=400)).document()
+    monkeypatch.setattr("fundamentallm.data.byte_pair_encoding._TRAINING_PIECE", 40)
+    assert BPETokenizer.train([TEXT], DataConfig(vocab_size=400)).document() == whole
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 
