@@ -5,7 +5,7 @@
   const MAX_DRAWN = 6000; // Beyond this, fetch the thinned history again rather than let the page grow.
   const MAX_SAMPLES = 60;
   // Who watches and what is watched share the processor. So the pause follows from how long drawing takes here.
-  const PAUSE_PER_DRAWING = 60;
+  const PAUSE_PER_DRAWING = 100;
   const SHORTEST_PAUSE = 1000;
   const LONGEST_PAUSE = 4000;
   const SMALL_CHARTS_EVERY = 3;
