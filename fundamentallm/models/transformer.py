@@ -1,4 +1,4 @@
-"""The transformer, whole, to be read from top to bottom.
+"""The transformer, to be read from top to bottom; norm, rotary turn, gate and attention itself are in functions.py.
 
     tokens ─► embedding ─► [ block ] × num_layers ─► norm ─► head ─► logits
 
