@@ -14,9 +14,6 @@ import torch
 from fundamentallm.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16"]
-# Parameters of glibc's mallopt(3): what may lie free at the end of the heap, how much it grows by, and from which size
-# on a block is a mapping of its own, which is never kept (32 MB is the most that can be set).
-_KEEPING = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -96,6 +93,11 @@ def fused_attention_is_faster(device: torch.device, dtype: torch.dtype) -> bool:
     the fused one takes less memory; on a GPU the fused kernel wins everywhere.
     """
     return not (device.type == "cpu" and dtype == torch.bfloat16)
+
+
+# Parameters of glibc's mallopt(3): what may lie free at the end of the heap, how much it grows by, and from which size
+# on a block is a mapping of its own, which is never kept (32 MB is the most that can be set).
+_KEEPING = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}
 
 
 def keep_freed_memory() -> None:

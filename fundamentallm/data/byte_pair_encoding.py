@@ -243,7 +243,6 @@ def _cut_up(text: str) -> Iterator[str]:
     start = 0
     while start < len(text):
         piece = text[start : start + _TRAINING_PIECE]
-        ends = start + len(piece) == len(text)
-        cut = len(piece) if ends else _last_safe_cut(piece) or len(piece)
+        cut = _last_safe_cut(piece) or len(piece)
         yield piece[:cut]
         start += cut

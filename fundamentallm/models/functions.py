@@ -81,8 +81,6 @@ def rotary_tables(positions: Tensor, head_width: int, theta: float) -> Rotation:
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn every pair of components of ``x`` (B, T, heads, D) by its position's angle, in the arithmetic of ``x``."""
     cosines, sines = (table.type_as(x) for table in rotation)
-    if not torch.is_grad_enabled():
-        return _turn(x, cosines, sines, 1)
     turned: Tensor = _Rotate.apply(x, cosines, sines)  # type: ignore[no-untyped-call]
     return turned
 
@@ -108,9 +106,6 @@ class _Rotate(torch.autograd.Function):
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) · up for ``gate_up`` (..., 2F), both halves side by side; (..., F). Shazeer 2020."""
-    if not torch.is_grad_enabled():
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up
     hidden: Tensor = _SwiGLU.apply(gate_up)  # type: ignore[no-untyped-call]
     return hidden
 

@@ -44,7 +44,7 @@ def test_bfloat16_orthogonalizes_badly_conditioned_matrices(shape: tuple[int, in
 def test_orthogonalizing_a_batch_equals_one_by_one() -> None:
     matrices = torch.randn(4, 12, 20, generator=torch.Generator().manual_seed(1))
     others = torch.randn(2, 30, 12, generator=torch.Generator().manual_seed(2))
-    together = [*orthogonalize([matrices, others])[0], *orthogonalize([matrices, others])[1]]
+    together = [matrix for batch in orthogonalize([matrices, others]) for matrix in batch]
     for single, one in zip([*matrices, *others], together, strict=True):
         torch.testing.assert_close(orthogonalize([single[None]])[0][0], one, rtol=1e-4, atol=1e-5)
 
@@ -57,7 +57,8 @@ def test_orthogonalizing_keeps_the_singular_vectors() -> None:
 
 
 @pytest.mark.parametrize("shape", [(20, 20), (16, 40), (40, 16)])
-def test_muon_equals_torchs_muon(shape: tuple[int, int]) -> None:
+def test_muon_equals_torchs_muon(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fundamentallm.training.muon._arithmetic", lambda device: torch.float32)  # on any processor
     generator = torch.Generator().manual_seed(3)
     start = torch.randn(shape, generator=generator)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
@@ -68,9 +69,9 @@ def test_muon_equals_torchs_muon(shape: tuple[int, int]) -> None:
         for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
             parameter.grad = gradient.clone()
             optimizer.step()
-    # theirs computes in bfloat16, whose relative precision is 1/256, through five iterations; so may ours, differently
+    # theirs computes in bfloat16, whose relative precision is 1/256, through five iterations
     update = (theirs - start).detach()
-    assert (ours - theirs).norm() < 0.04 * update.norm()
+    assert (ours - theirs).norm() < 0.02 * update.norm()
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
