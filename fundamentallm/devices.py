@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
@@ -93,25 +92,6 @@ def fused_attention_is_faster(device: torch.device, dtype: torch.dtype) -> bool:
     the fused one takes less memory; on a GPU the fused kernel wins everywhere.
     """
     return not (device.type == "cpu" and dtype == torch.bfloat16)
-
-
-# Parameters of glibc's mallopt(3): what may lie free at the end of the heap, how much it grows by, and from which size
-# on a block is a mapping of its own, which is never kept (32 MB is the most that can be set).
-_KEEPING = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}
-
-
-def keep_freed_memory() -> None:
-    """Let this process reuse the memory that it frees instead of handing it back to the system.
-
-    For a process that does nothing but train. A training step asks for the same tens of megabytes again and again, and
-    every page that comes anew from the system is cleared first: 34,000 page faults a step of ``default`` in bf16 became
-    a hundred, 623 ms a step 595. Where the C library is not glibc, nothing happens.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    library = ctypes.CDLL(None)
-    for parameter, value in _KEEPING.items():
-        library.mallopt(parameter, value)
 
 
 def describe_device(device: torch.device, precision: Precision) -> str:

@@ -167,10 +167,9 @@ def _run(
     """Train in ``run``, from the start on ``corpus`` or, without one, from the last checkpoint."""
     # Imported here: torch takes seconds.
     from fundamentallm.cli.console import display, json_line
-    from fundamentallm.devices import keep_freed_memory
     from fundamentallm.training.session import run_training
 
-    keep_freed_memory()
+    _keep_freed_memory()
     path = shlex.quote(str(run.path))
     try:
         with closing(display(quiet=quiet, as_json=as_json)) as shown:
@@ -190,3 +189,25 @@ def _run(
         if status.state == "stopped":
             write(f"To go on:         fundamentallm train --resume {path}\n")
         write(f"To let it write:  fundamentallm generate {path}\n")
+
+
+# Parameters of glibc's mallopt(3): what may lie free at the end of the heap, how much it grows by, and from which size
+# on a block is a mapping of its own, which is never kept (32 MB is the most that can be set).
+_KEEPING = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}
+
+
+def _keep_freed_memory() -> None:
+    """Let this process reuse the memory that it frees instead of handing it back to the system.
+
+    For a process that does nothing but train. A training step asks for the same tens of megabytes again and again, and
+    every page that comes anew from the system is cleared first: 34,000 page faults a step of ``default`` in bf16 became
+    a hundred, 623 ms a step 595. Where the C library is not glibc, nothing happens.
+    """
+    import ctypes  # here, so that --help does not wait for it
+    import platform
+
+    if platform.libc_ver()[0] != "glibc":
+        return
+    library = ctypes.CDLL(None)
+    for parameter, value in _KEEPING.items():
+        library.mallopt(parameter, value)

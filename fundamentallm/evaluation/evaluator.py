@@ -106,7 +106,7 @@ def evaluate(
         stride: Tokens between two windows, 1 to ``sequence_length``; half of it when not given.
         batch_size: Windows per forward pass; chosen by memory when not given.
         precision: As in ``training.precision``. The default gives the same figure on every machine, and the one that
-            others compute: bfloat16 is off by a thousandth.
+            others compute: bfloat16 may be off by a thousandth.
         progress: Called with the share of the text already scored, 0 to 1.
         cancelled: Asked before every batch; True ends the evaluation.
 
