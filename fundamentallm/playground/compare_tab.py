@@ -81,7 +81,7 @@ def build(context: PlaygroundContext) -> None:
     warnings = panel("notices", elem_id="compare-notices")
     columns = panel("compare", _waiting(), elem_id="compare-columns")
     with gr.Accordion("The next token after this prompt", open=True):
-        next_token = panel("next", elem_id="compare-next")
+        next_token = panel("next", elem_id="compare-next", follows_run=True)
     settings = context.settings
 
     def stream(
@@ -160,7 +160,7 @@ def build(context: PlaygroundContext) -> None:
         **QUICK,
     )
     gr.on(
-        [context.run_changed, prompt.change, *(knob.change for knob in knobs)],
+        [next_token.select, prompt.change, *(knob.change for knob in knobs)],
         next_tokens,
         [context.run_selector, context.visitor_secret, prompt, *knobs],
         next_token,

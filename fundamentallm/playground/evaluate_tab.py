@@ -55,7 +55,7 @@ def build(context: PlaygroundContext) -> None:
     with gr.Row():
         source, text, file, start, stop = _form()
         with gr.Column(scale=7, min_width=340):
-            numbers = panel("evaluate", {"empty": _EMPTY}, elem_id="evaluate-numbers")
+            numbers = panel("evaluate", {"empty": _EMPTY}, elem_id="evaluate-numbers", follows_run=True)
             chart = panel("ladder", elem_id="evaluate-ladder", head=PLOTLY_HEAD)
             surprise = panel("surprise", elem_id="evaluate-surprise")
     settings = context.settings
@@ -108,7 +108,7 @@ def build(context: PlaygroundContext) -> None:
         [text, file],
         **QUICK,
     )
-    stored = context.run_changed(
+    stored = numbers.select(
         show_stored,
         [context.run_selector, context.visitor_secret],
         [numbers, chart, surprise],

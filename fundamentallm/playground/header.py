@@ -41,7 +41,7 @@ class HeaderParts:
 
     run_selector: gr.Dropdown
     status: gr.HTML
-    """Value: JSON for assets/header.js. Its select event says that another run is shown, or that it changed."""
+    """Value: JSON for assets/header.js."""
     stop: gr.Button
 
 
@@ -98,17 +98,16 @@ def wire(page: gr.Blocks, settings: PlaygroundSettings, visitor_secret: gr.Brows
         run_id, selector = refresh(None, visitor)
         return secret, selector, *shown_state(settings, run_id, secret, visitor)
 
-    def list_runs(run_id: str | None, secret: str | None, request: gr.Request) -> Any:
-        return refresh(run_id, Visitor.of(secret, request))[1]
-
     def stop(run_id: str | None, secret: str | None, request: gr.Request) -> tuple[str, Any]:
         visitor = Visitor.of(secret, request)
         with shown_to_the_user():
             jobs.stop_training(settings, visitor, run_id)
         return shown_state(settings, run_id, secret, visitor)
 
-    def choose(run_id: str | None, secret: str | None, request: gr.Request) -> tuple[str, Any]:
-        return shown_state(settings, run_id, secret, Visitor.of(secret, request))
+    def look_again(run_id: str | None, secret: str | None, request: gr.Request) -> tuple[Any, ...]:
+        visitor = Visitor.of(secret, request)
+        run_id, selector = refresh(run_id, visitor)
+        return selector, *shown_state(settings, run_id, secret, visitor)
 
     page.load(
         open_page,
@@ -117,9 +116,15 @@ def wire(page: gr.Blocks, settings: PlaygroundSettings, visitor_secret: gr.Brows
         **QUICK,
     )
     chosen, state = [parts.run_selector, visitor_secret], [parts.status, parts.stop]
-    parts.status.tick(list_runs, chosen, parts.run_selector, **QUICK)
     # One event, asked again at its end when it was asked for meanwhile: the last answer is about the last choice.
-    gr.on([parts.status.apply, parts.run_selector.change], choose, chosen, state, trigger_mode="always_last", **QUICK)
+    gr.on(
+        [parts.status.apply, parts.run_selector.change],
+        look_again,
+        chosen,
+        [parts.run_selector, *state],
+        trigger_mode="always_last",
+        **QUICK,
+    )
     parts.stop.click(stop, chosen, state, **QUICK)
 
 

@@ -31,7 +31,7 @@ def build_page(settings: PlaygroundSettings) -> gr.Blocks:
         secret = gr.BrowserState(None, storage_key="fundamentallm-visitor", secret="fundamentallm-visitor")
         parts = header.build(settings, secret)
         with gr.Tabs(elem_id="tabs") as tabs:
-            context = PlaygroundContext(settings, parts.run_selector, secret, tabs, parts.status.select)
+            context = PlaygroundContext(settings, parts.run_selector, secret, tabs)
             with gr.Tab("Corpus", id="corpus"):
                 corpus = corpus_tab.build(context)
             with gr.Tab("Train", id="train"):

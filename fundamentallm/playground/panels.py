@@ -18,13 +18,23 @@ QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 
 
 def panel(
-    kind: str, value: dict[str, object] | None = None, *, elem_id: str, head: str | None = None, visible: bool = True
+    kind: str,
+    value: dict[str, object] | None = None,
+    *,
+    elem_id: str,
+    head: str | None = None,
+    visible: bool = True,
+    follows_run: bool = False,
 ) -> gr.HTML:
-    """A panel drawn by ``assets/<kind>.js`` inside ``<div class="fl-<kind>">``."""
+    """A panel drawn by ``assets/<kind>.js`` inside ``<div class="fl-<kind>">``.
+
+    When it ``follows_run``, its select event says, once the panel is in sight, that another run was chosen or that the
+    chosen one has got a model or another state.
+    """
     return gr.HTML(
         value or {},
         html_template=f'<div class="fl-{kind}"></div>',
-        js_on_load=asset("panel.js") + asset(f"{kind}.js"),
+        js_on_load=asset("panel.js") + asset(f"{kind}.js") + (asset("follow.js") if follows_run else ""),
         elem_id=elem_id,
         elem_classes="fl-panel",
         apply_default_css=False,

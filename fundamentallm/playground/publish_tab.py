@@ -76,7 +76,7 @@ def build(context: PlaygroundContext, tab: gr.Tab) -> None:
     settings = context.settings
     with gr.Row(elem_id="publish-layout"):
         with gr.Column(elem_id="publish-home", min_width=300):
-            model = panel("model", elem_id="publish-model")
+            model = panel("model", elem_id="publish-model", follows_run=True)
             packages = [
                 gr.Button(_PACKAGE_TEXTS[ending], elem_classes="fl-package", elem_id=f"publish-{ending[1:]}")
                 for ending in PACKAGES
@@ -101,7 +101,7 @@ def build(context: PlaygroundContext, tab: gr.Tab) -> None:
     ) -> list[object]:
         return account_view(settings, pasted, request, token, profile)
 
-    context.run_changed(
+    model.select(
         show,
         [context.run_selector, context.visitor_secret],
         [model, *packages, form.push, form.space, form.name],

@@ -10,10 +10,9 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
@@ -208,8 +207,6 @@ class PlaygroundContext:
     """Input of every handler that takes a run id; pass it to ``Visitor.of(secret, request)``."""
     tabs: gr.Tabs
     """Update with ``gr.Tabs(selected="train")``: ids corpus, train, compare, evaluate, publish."""
-    run_changed: Callable[..., Any]
-    """The event that another run is chosen, or that the chosen one has got a model or another state."""
 
 
 @dataclass(frozen=True)

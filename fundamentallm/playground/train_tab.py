@@ -140,7 +140,7 @@ def _build_live(context: PlaygroundContext) -> _Live:
     view = gr.HTML(
         "{}",
         html_template=asset("live.html"),
-        js_on_load=asset("chart.js"),
+        js_on_load=asset("chart.js") + asset("follow.js"),
         head=PLOTLY_HEAD,
         server_functions=[tail, earlier, baselines],
         apply_default_css=False,
@@ -286,7 +286,7 @@ def _wire_training(
         api_visibility="private",
     )
     gr.on([selector.change, page.load], target, [selector, secret], live.view, **QUICK)
-    context.run_changed(
+    live.view.select(
         follow,
         header.status,
         [live.next_row, live.resume, live.to_compare, live.to_evaluate, live.to_publish, live.keep],

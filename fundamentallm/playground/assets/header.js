@@ -1,7 +1,7 @@
 // The header's state chip and progress bar. The value is JSON from the server; every text goes in as textContent.
 // What changes all the time is asked for here and put on the page here: an event of Gradio's visits every component.
-// When something has changed that the server decides, "tick" has it fill in the list of runs and "apply" the state of the
-// chosen one; "select" tells its handlers that another run is shown, or that this one got a model or changed its state.
+// When something has changed that the server decides, "apply" has it fill in the list of runs and the chosen one's state.
+// Panels that follow the run (follow.js) are told when another one is shown, or this one got a model or changed its state.
 (() => {
   const PAUSES = { starting: 700, stopping: 700, running: 2000, waiting: 2000 }; // milliseconds between two looks
   const OTHERWISE = 2500;
@@ -9,7 +9,9 @@
   let condition;
   let timer = null;
   const find = (selector) => element.querySelector(selector);
-  const conditionOf = (status) => JSON.stringify([status.run, status.state, status.has_model]);
+  // Getting ready and learning are alike for everyone but the chip.
+  const phase = (state) => (state === "starting" ? "running" : state);
+  const conditionOf = (status) => JSON.stringify([status.run, phase(status.state), status.has_model]);
 
   function duration(seconds) {
     if (seconds >= 5400) return `${(seconds / 3600).toFixed(1)} h left`;
@@ -44,7 +46,10 @@
     draw(status);
     if (conditionOf(status) !== condition) {
       condition = conditionOf(status);
-      trigger("select");
+      setTimeout(() => { // when the answer's other parts, the selector's value among them, are in place too
+        document.documentElement.dataset.run = condition;
+        document.dispatchEvent(new CustomEvent("fundamentallm-run"));
+      });
     }
     schedule(PAUSES[status.state] || OTHERWISE);
   }
@@ -67,8 +72,7 @@
   function accept(status) {
     const about = status && (status.run === undefined || status.run === shown.run);
     if (about && (status.listed !== shown.listed || conditionOf(status) !== condition)) {
-      trigger("tick");
-      if (status.state) trigger("apply"); // Otherwise the run is gone, and choosing another one does the same.
+      trigger("apply");
     } else if (about) {
       draw(status);
       find(".fl-status").classList.toggle("fl-beat", status.state in PAUSES && !find(".fl-beat"));
