@@ -53,7 +53,7 @@ class ModelConfig(_Section):
     """`transformer`, or `bigram`, which sees only the token before."""
     vocab_size: int | None = Field(None, ge=1)
     """Number of tokens; filled in from the tokenizer when training starts."""
-    d_model: int = Field(256, ge=1)
+    d_model: int = Field(192, ge=1)
     """Width of the residual stream."""
     num_heads: int = Field(4, ge=1)
     """Number of query heads."""
@@ -61,7 +61,7 @@ class ModelConfig(_Section):
     """Number of key and value heads (grouped-query attention); as many as query heads when not given."""
     head_dim: int | None = Field(None, ge=1)
     """Width of one head; d_model / num_heads when not given."""
-    num_layers: int = Field(6, ge=1)
+    num_layers: int = Field(4, ge=1)
     """Number of transformer blocks."""
     sequence_length: int = Field(256, ge=2)
     """How many tokens the model sees at once (its context)."""

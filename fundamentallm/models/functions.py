@@ -33,37 +33,41 @@ def rms_norm(x: Tensor, gain: Tensor, eps: Tensor) -> Tensor:
         gain: (C), or any shape that the last dimensions of x have.
         eps: A number, added to the mean square; as a tensor it takes part in fewer, larger operations.
     """
-    gain = gain.type_as(x)  # under autocast queries and keys are bfloat16, the gains float32
+    # What reads the result is a matrix product, which under autocast would round it anyway.
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    gain = gain.to(dtype)
     if not torch.is_grad_enabled():
-        return x * _scale(x, eps) * gain
-    normed: Tensor = _RMSNorm.apply(x, gain, eps)  # type: ignore[no-untyped-call]
+        return _normalise(x, eps, dtype)[0] * gain
+    normed: Tensor = _RMSNorm.apply(x, gain, eps, dtype)  # type: ignore[no-untyped-call]
     return normed
 
 
-def _scale(x: Tensor, eps: Tensor) -> Tensor:
-    """1 / √(mean(x²) + eps), (..., 1)."""
+def _normalise(x: Tensor, eps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The pair x · s, in ``dtype`` and s = 1 / √(mean(x²) + eps), (..., 1)."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return torch.addcmul(eps, length, length, value=1 / x.size(-1)).rsqrt_().type_as(x)
+    scale = torch.addcmul(eps, length, length, value=1 / x.size(-1)).rsqrt_().type_as(x)
+    return torch.mul(x, scale, out=x.new_empty(x.shape, dtype=dtype)), scale
 
 
 class _RMSNorm(torch.autograd.Function):
     """With n = x · s and s = 1 / rms(x):  ∂x = s · (g − n · mean(g · n)),  where g = ∂y · gain."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Tensor, eps: Tensor) -> Tensor:
-        scale = _scale(x, eps)
-        normal = x * scale
+    def forward(ctx: Any, x: Tensor, gain: Tensor, eps: Tensor, dtype: torch.dtype) -> Tensor:
+        normal, scale = _normalise(x, eps, dtype)
         ctx.save_for_backward(normal, scale, gain)
         return normal * gain
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         normal, scale, gain = ctx.saved_tensors
         of_gain = (gradient * normal).sum_to_size(gain.shape)
         of_normal = gradient * gain
         mean = torch.linalg.vecdot(of_normal, normal).unsqueeze(-1)
-        return torch.addcmul(of_normal, normal, mean, value=-1 / normal.size(-1)).mul_(scale), of_gain, None
+        of_x = torch.addcmul(of_normal, normal, mean, value=-1 / normal.size(-1)) * scale
+        return of_x, of_gain, None, None
 
 
 def rotary_tables(positions: Tensor, head_width: int, theta: float) -> Rotation:

@@ -91,7 +91,8 @@ class Attention(nn.Module):
             qk = rms_norm(qk, torch.cat(gains), self.query_norm.eps)
         if rotation is not None:
             qk = rotate(qk, rotation)
-        q, k, v = qk[:, :, : self.heads].transpose(1, 2), qk[:, :, self.heads :].transpose(1, 2), v.transpose(1, 2)
+        q, k = qk.split((self.heads, self.kv_heads), dim=2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.update(layer, k, v)  # (B, G, S, D)
         dropout = self.dropout if self.training else 0.0

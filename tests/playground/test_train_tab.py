@@ -133,7 +133,7 @@ def test_the_button_says_what_it_will_do_and_the_speed_is_measured(page):
     expect(command).to_have_value("fundamentallm train tiny-tales --preset small --minutes 3 --set model.num_layers=3")
     page.locator("#preset label", has_text="Default").click()
     expect(button).to_have_text("Train default on Tiny Tales for 3 min")
-    expect(page.locator("#field-d_model input")).to_have_value("256")
+    expect(page.locator("#field-d_model input")).to_have_value("192")
     expect(command).to_have_value("fundamentallm train tiny-tales --preset default --minutes 3")
 
 
