@@ -24,6 +24,7 @@ from benchmarks.measuring import (
     ratio,
     repeated,
 )
+from fundamentallm.cli.train import keep_freed_memory
 from fundamentallm.config import Config
 from fundamentallm.data.batches import TokenWindows
 from fundamentallm.data.corpus import open_corpus
@@ -35,7 +36,7 @@ from fundamentallm.training.estimate import count_parameters
 from fundamentallm.training.trainer import Trainer
 
 # Layers, width, context, batch. First size grows at one context, then context at one size and equal tokens a step.
-SHAPES = ("2x64x256x16", "4x128x64x12", "4x128x256x16", "6x256x256x16", "8x512x256x16")
+SHAPES = ("2x128x64x16", "4x128x64x12", "4x192x256x16", "6x256x256x16", "8x512x256x16")
 CONTEXTS = ("6x256x64x64", "6x256x128x32", "6x256x512x8", "6x256x1024x4")
 _SHAPE = re.compile(r"(\d+)x(\d+)x(\d+)x(\d+)")
 _PEAK_SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384), "mps": (2048, 4096)}
@@ -64,6 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, directory: Path) -> Report:
     device = resolve_device(options.device)
     precision = resolve_precision(options.precision, device)
+    keep_freed_memory()  # as the command that trains does; here for the peers too
     report = Report("throughput", vars(options) | {"precision": precision}, device)
     text = corpus_file(options.corpus, directory, report)
     configs = [shape_config(shape, precision, device) for shape in options.shapes]

@@ -2,7 +2,7 @@
 
 Writing on a CPU means hundreds of operations on a few hundred numbers each, and there the price of an operation is
 what it takes to start it: about 5 µs in PyTorch, 1 µs in NumPy. The mathematics is that of ``transformer.py``, which a
-test holds it to; weights and cache are the model's own memory, seen as arrays. Measured on two cores in float32, four
+test holds it to; the cache is the model's own memory, seen as arrays. Measured on two cores in float32, four
 layers of 128 and the default preset: 442 → 1,700 and 250 → 540 tokens a second.
 
 Shapes, with one new token throughout (T = 1, left out):
@@ -36,7 +36,7 @@ class NumpyDecoder:
     """Reads one token of each sequence into a cache, and gives the logits of the next.
 
     Args:
-        model: In float32 on the CPU; its weights are used where they lie.
+        model: In float32 on the CPU; its weights are copied, so later changes to them are not seen.
     """
 
     def __init__(self, model: Transformer) -> None:
@@ -157,9 +157,10 @@ def _gelu(x: Array) -> Array:
 
 
 def _linear(layer: nn.Linear) -> Function:
-    # Weights on the left: for 4 rows a third faster than x @ weight.T, for one the same.
-    weight, bias = _array(layer.weight), None if layer.bias is None else _array(layer.bias)
-    return (lambda x: (weight @ x.T).T) if bias is None else (lambda x: (weight @ x.T).T + bias)
+    # A transposed copy: the product of (4, 192) and (192, 576) takes 10 µs, with the weights as they lie 28, and 67 as
+    # x @ weight.T; one row 7 µs instead of 11.
+    weight, bias = np.ascontiguousarray(_array(layer.weight).T), None if layer.bias is None else _array(layer.bias)
+    return (lambda x: x @ weight) if bias is None else (lambda x: x @ weight + bias)
 
 
 def _norm(module: nn.Module) -> Function:

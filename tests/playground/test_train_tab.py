@@ -12,7 +12,9 @@ import pytest
 from conftest import end_trainings
 from playwright.sync_api import expect
 
-from fundamentallm.config import load_config
+import fundamentallm as fl
+from fundamentallm.config import Config, load_config
+from fundamentallm.data.corpus import text_corpus
 from fundamentallm.playground import charts
 from fundamentallm.playground.train_form import (
     FIELDS,
@@ -294,6 +296,25 @@ def test_switches_and_earlier_runs(server, open_page):
     page.wait_for_function("document.querySelector('.fl-loss-chart').layout.yaxis.type === 'log'")
     page.get_by_text("Smooth").click()
     page.wait_for_function("document.querySelector('.fl-loss-chart').data[1].visible === false")
+
+
+@pytest.mark.browser
+def test_a_text_of_line_breaks_alone_says_so(server, open_page):
+    config = Config().with_values(
+        model={"d_model": 16, "num_heads": 1, "num_layers": 1, "sequence_length": 16},
+        training={"max_steps": 20, "batch_size": 8, "device": "cpu"},
+    )
+    fl.train(text_corpus("\n" * 4000 + "ab" * 10), config=config, run_dir=server.runs_directory / "breaks")
+    page = open_page(server.url)
+    page.get_by_role("tab", name="Train").click()
+    says = "node => getComputedStyle(node, '::before').content"
+    assert page.locator(".fl-samples li p").first.evaluate(says) == '"Only line breaks so far."'
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("#compare-prompt textarea").fill("")
+    page.locator("#compare-write").click()
+    greedy = page.locator("#compare-columns .fl-written.fl-blank").first
+    expect(greedy).to_be_visible()
+    assert greedy.evaluate(says) == '"Only line breaks so far."'
 
 
 @pytest.mark.browser

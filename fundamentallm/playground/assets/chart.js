@@ -241,6 +241,7 @@
         text.append(prompt, written.startsWith(sample.prompt) ? written.slice(sample.prompt.length) : written);
       } else {
         text.textContent = written;
+        text.classList.toggle("fl-blank", !written.trim());
       }
       item.append(step, text);
       list.prepend(item);

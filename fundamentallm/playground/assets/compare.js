@@ -80,6 +80,7 @@ whenever((value) => {
     set(column.rest, item.text.slice(cut));
     column.mark.classList.toggle("fl-mark-on", parted);
     column.mark.title = item.parting || "";
+    column.body.classList.toggle("fl-blank", item.text !== "" && !item.text.trim());
     set(column.parting, item.parting || "");
     set(column.speed, item.speed || "");
     const copied = item.copied || {};
