@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fundamentallm.generation.samplers import BaseSampler
 from fundamentallm.models import BaseModel, KVCache
+from fundamentallm.models.base import Decoder
 
 
 def generate(
@@ -47,7 +48,7 @@ def generate(
     needs_history = any(sampler.needs_history for sampler in samplers)
     windows = [list(prompt) for prompt in prompts]
     tokens, cache.padding = _left_padded(windows, cache.capacity, model.rolls, device)  # (B, t) all the model may see
-    decode = model.decoder()
+    decode: Decoder | None = None  # made for the second token: it may have to copy the weights
     chosen: Tensor | None = None  # None while the cache has not seen all of ``tokens``
     running = [True] * len(prompts)
     for step in range(max_tokens):
@@ -55,7 +56,11 @@ def generate(
             cache.reset()
             tokens, cache.padding = _left_padded(windows, cache.capacity, model.rolls, device)
             chosen = None
-        logits = _prefill(model, tokens, cache) if chosen is None else decode(chosen, cache)
+        if chosen is None:
+            logits = _prefill(model, tokens, cache)
+        else:
+            decode = decode or model.decoder()
+            logits = decode(chosen, cache)
         chosen = _choose(samplers, logits, draws[:, step], tokens if needs_history else None)
         if needs_history:
             tokens = torch.cat((tokens, chosen[:, None]), dim=1)[:, -cache.capacity :]

@@ -44,7 +44,7 @@ def rms_norm(x: Tensor, gain: Tensor, eps: Tensor) -> Tensor:
 
 
 def _normalise(x: Tensor, eps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The pair x · s, in ``dtype`` and s = 1 / √(mean(x²) + eps), (..., 1)."""
+    """Both x · s, in ``dtype``, and s = 1 / √(mean(x²) + eps), (..., 1)."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     scale = torch.addcmul(eps, length, length, value=1 / x.size(-1)).rsqrt_().type_as(x)
     return torch.mul(x, scale, out=x.new_empty(x.shape, dtype=dtype)), scale

@@ -83,49 +83,43 @@ def build(settings: PlaygroundSettings, visitor_secret: gr.BrowserState) -> Head
 def wire(page: gr.Blocks, settings: PlaygroundSettings, visitor_secret: gr.BrowserState, parts: HeaderParts) -> None:
     """Connect the header's events."""
 
-    def refresh(run_id: str | None, visitor: Visitor) -> tuple[str | None, Any]:
+    def look_again(run_id: str | None, secret: str | None, request: gr.Request) -> tuple[Any, ...]:
+        """Updates of selector, status view and Stop button for a chosen run, or the first one if it is not listed."""
+        visitor = Visitor.of(secret, request)
         runs = listed_runs(settings, visitor)
         choices = selector_choices(runs)
         known = [value for _, value in choices]
         update: dict[str, Any] = {"choices": choices}
         if run_id not in known:
             run_id = update["value"] = first_choice(runs)
-        return run_id, gr.update(**update)
+        with shown_to_the_user():
+            view = state_view(settings, run_id, visitor)
+        can_stop = view["state"] in ("waiting", "starting", "running")
+        label = "Cancel" if view["state"] == "waiting" else "Stop"
+        view |= {"listed": _fingerprint(choices), "secret": secret}  # the view asks with the visitor's secret
+        return gr.update(**update), json.dumps(view), gr.update(interactive=can_stop, value=label)
 
     def open_page(secret: str | None, request: gr.Request) -> tuple[Any, ...]:
         secret = secret if isinstance(secret, str) and len(secret) >= 16 else secrets.token_urlsafe(24)
-        visitor = Visitor.of(secret, request)
-        run_id, selector = refresh(None, visitor)
-        return secret, selector, *shown_state(settings, run_id, secret, visitor)
+        return secret, *look_again(None, secret, request)
 
-    def stop(run_id: str | None, secret: str | None, request: gr.Request) -> tuple[str, Any]:
-        visitor = Visitor.of(secret, request)
+    def stop(run_id: str | None, secret: str | None, request: gr.Request) -> tuple[Any, ...]:
         with shown_to_the_user():
-            jobs.stop_training(settings, visitor, run_id)
-        return shown_state(settings, run_id, secret, visitor)
+            jobs.stop_training(settings, Visitor.of(secret, request), run_id)
+        return look_again(run_id, secret, request)
 
-    def look_again(run_id: str | None, secret: str | None, request: gr.Request) -> tuple[Any, ...]:
-        visitor = Visitor.of(secret, request)
-        run_id, selector = refresh(run_id, visitor)
-        return selector, *shown_state(settings, run_id, secret, visitor)
-
-    page.load(
-        open_page,
-        visitor_secret,
-        [visitor_secret, parts.run_selector, parts.status, parts.stop],
-        **QUICK,
-    )
-    chosen, state = [parts.run_selector, visitor_secret], [parts.status, parts.stop]
+    chosen, shown = [parts.run_selector, visitor_secret], [parts.run_selector, parts.status, parts.stop]
+    page.load(open_page, visitor_secret, [visitor_secret, *shown], **QUICK)
     # One event, asked again at its end when it was asked for meanwhile: the last answer is about the last choice.
     gr.on(
         [parts.status.apply, parts.run_selector.change],
         look_again,
         chosen,
-        [parts.run_selector, *state],
+        shown,
         trigger_mode="always_last",
         **QUICK,
     )
-    parts.stop.click(stop, chosen, state, **QUICK)
+    parts.stop.click(stop, chosen, shown, **QUICK)
 
 
 def answer_look(settings: PlaygroundSettings, question: object) -> dict[str, Any]:
@@ -138,7 +132,7 @@ def answer_look(settings: PlaygroundSettings, question: object) -> dict[str, Any
     asked = question if isinstance(question, dict) else {}
     visitor = Visitor.of(asked.get("secret"))
     run_id = asked.get("run")
-    view = {"listed": _listed(settings, visitor)}
+    view: dict[str, Any] = {"listed": _fingerprint(selector_choices(listed_runs(settings, visitor)))}
     try:
         return view | state_view(settings, run_id if isinstance(run_id, str) else None, visitor)
     except FundamentaLLMError:  # it is gone: the list says so
@@ -184,21 +178,8 @@ def run_label(run: RunDirectory, *, marked: bool = True) -> str:
     return f"{mark}{match[6]} · {when:%d %b, %H:%M}"
 
 
-def shown_state(
-    settings: PlaygroundSettings, run_id: str | None, secret: str | None, visitor: Visitor
-) -> tuple[str, Any]:
-    """Values of the status view and the Stop button for a chosen run; the view asks with the visitor's secret."""
-    with shown_to_the_user():
-        view = state_view(settings, run_id, visitor)
-    can_stop = view["state"] in ("waiting", "starting", "running")
-    label = "Cancel" if view["state"] == "waiting" else "Stop"
-    view |= {"listed": _listed(settings, visitor), "secret": secret}
-    return json.dumps(view), gr.update(interactive=can_stop, value=label)
-
-
-def _listed(settings: PlaygroundSettings, visitor: Visitor) -> str:
+def _fingerprint(choices: list[list[str]]) -> str:
     """Changes when what the selector offers does."""
-    choices = selector_choices(listed_runs(settings, visitor))
     return hashlib.sha256(json.dumps(choices).encode()).hexdigest()[:16]
 
 
