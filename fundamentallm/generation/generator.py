@@ -12,7 +12,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from fundamentallm.generation.samplers import BaseSampler
+from fundamentallm.generation.samplers import BaseSampler, inverse_cdf
 from fundamentallm.models import BaseModel, KVCache
 from fundamentallm.models.base import Decoder
 
@@ -77,19 +77,26 @@ def generate(
 @torch.inference_mode()
 def _prefill(model: BaseModel, tokens: Tensor, cache: KVCache) -> Tensor:
     """Read all (B, T) tokens into the cache at once; return the logits (B, V) of the token after them."""
-    logits: Tensor = model(tokens, cache)
-    return logits[:, -1]
+    alike = len(tokens) > 1 and bool((tokens == tokens[0]).all())
+    reading = model.new_cache(1) if alike else cache  # several samplers on one prompt: it is read once
+    logits: Tensor = model(tokens[:1] if alike else tokens, reading)[:, -1]
+    if alike:
+        cache.take_over(reading)
+    return logits.expand(len(tokens), -1)
 
 
 @torch.inference_mode()
 def _choose(samplers: Sequence[BaseSampler], logits: Tensor, draw: Tensor, history: Tensor | None) -> Tensor:
     """The next token of every sequence, (B,); neighbours that share a sampler are sampled together."""
-    chosen = []
+    groups = [(sampler, len(list(group))) for sampler, group in groupby(samplers)]
+    if len(groups) == 1:
+        return samplers[0].sample(logits, draw, history)
+    probabilities = []
     start = 0
-    for sampler, group in groupby(samplers, key=lambda sampler: sampler):
-        rows = slice(start, start := start + len(list(group)))
-        chosen.append(sampler.sample(logits[rows], draw[rows], None if history is None else history[rows]))
-    return chosen[0] if len(chosen) == 1 else torch.cat(chosen)
+    for sampler, count in groups:
+        rows = slice(start, start := start + count)
+        probabilities.append(sampler.probabilities(logits[rows], None if history is None else history[rows]))
+    return inverse_cdf(torch.cat(probabilities), draw)  # one search for all: what a step costs is its operations
 
 
 def _left_padded(

@@ -84,7 +84,7 @@ class BaseSampler(ABC):
         """The distribution drawn from: (B, V) logits and (B, N) tokens so far to (B, V) probabilities."""
 
     def sample(self, logits: Tensor, draw: Tensor, history: Tensor | None = None) -> Tensor:
-        """The next tokens, (B,), for uniform draws (B,)."""
+        """The next tokens, (B,), for uniform draws (B,): those of :func:`inverse_cdf`, however they are found."""
         return inverse_cdf(self.probabilities(logits, history), draw)
 
 

@@ -77,6 +77,14 @@ class KVCache:
         """Count ``new`` tokens as read, after every layer has stored them."""
         self.length += new
 
+    def take_over(self, one: KVCache) -> None:
+        """Give every sequence what the single one of ``one`` has read; this cache has read nothing yet."""
+        read = one.length
+        slots = slice(self.reserve(read), read)
+        self.keys[:, :, :, slots] = one.keys[:, :, :, :read]
+        self.values[:, :, :, slots] = one.values[:, :, :, :read]
+        self.advance(read)
+
     def reset(self) -> None:
         """Forget everything; the memory is kept."""
         self.length = 0

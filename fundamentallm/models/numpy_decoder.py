@@ -30,6 +30,8 @@ Function = Callable[[Array], Array]
 
 # A model that outgrows the processor's cache is read from memory for every token, which PyTorch does faster.
 _LARGEST_BYTES = 32_000_000
+# Columns of a weight matrix that lie together.
+_PANEL = 64
 
 
 class NumpyDecoder:
@@ -128,8 +130,9 @@ class _Attention:
             scores[np.broadcast_to(hidden[:, :, None], scores.shape)] = -np.inf
         scores -= scores.max(axis=-1, keepdims=True)
         weights = np.exp(scores, out=scores)
-        weights /= weights.sum(axis=-1, keepdims=True)
-        return self._output((weights @ values).reshape(batch, -1))
+        mixed = weights @ values  # (B, G, H / G, D): fewer numbers to divide than S weights are
+        mixed /= weights.sum(axis=-1, keepdims=True)
+        return self._output(mixed.reshape(batch, -1))
 
 
 def _feed_forward(layer: FeedForward) -> Function:
@@ -158,10 +161,18 @@ def _gelu(x: Array) -> Array:
 
 def _linear(layer: nn.Linear) -> Function:
     # A transposed copy: the product of (4, 192) and (192, 576) takes 10 µs, with the weights as they lie 28, and 67 as
-    # x @ weight.T; one row 7 µs instead of 11.
-    weight: Array = layer.weight.detach().t().contiguous().numpy()  # by PyTorch, in half of NumPy's time
+    # x @ weight.T; one row 7 µs instead of 11. In panels, so that what is read next lies next, four sequences of
+    # ``default`` take 0.57 instead of 0.65 ms a token, one 0.385 instead of 0.375.
+    width = layer.out_features
+    panel = _PANEL if width % _PANEL == 0 else width
+    panels: Array = layer.weight.detach().unflatten(0, (-1, panel)).mT.contiguous().numpy()  # (panels, C, panel)
     bias = None if layer.bias is None else _array(layer.bias)
-    return (lambda x: x @ weight) if bias is None else (lambda x: x @ weight + bias)
+
+    def linear(x: Array) -> Array:
+        product = (x @ panels).swapaxes(0, 1).reshape(len(x), width)
+        return product if bias is None else product + bias
+
+    return linear
 
 
 def _norm(module: nn.Module) -> Function:

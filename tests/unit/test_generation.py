@@ -25,7 +25,7 @@ from fundamentallm.generation.samplers import (
     keep_top_k,
     keep_top_p,
 )
-from fundamentallm.models import BaseModel, build_model
+from fundamentallm.models import BaseModel, KVCache, build_model
 from fundamentallm.models.functions import attend
 
 logits_rows = arrays("float32", (3, 17), elements=st.floats(-20, 20, width=32)).map(torch.from_numpy)
@@ -229,9 +229,17 @@ def test_the_generator_equals_the_naive_loop(
 
 
 @pytest.mark.parametrize("pos_encoding", ["rope", "learned"])
-def test_a_batch_of_prompts_and_samplers_equals_each_alone(pos_encoding: str) -> None:
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        [[1], [4, 5, 6, 7], [i % 11 for i in range(30)], [2, 2]],
+        [[4, 5, 6, 7]] * 4,  # read once
+        [[i % 11 for i in range(30)]] * 4,
+    ],
+    ids=["different", "alike", "alike and longer than the context"],
+)
+def test_a_batch_of_prompts_and_samplers_equals_each_alone(pos_encoding: str, prompts: list[list[int]]) -> None:
     model = network(pos_encoding=pos_encoding)
-    prompts = [[1], [4, 5, 6, 7], [i % 11 for i in range(30)], [2, 2]]
     samplers: list[BaseSampler] = [
         GreedySampler(0.0),
         TemperatureSampler(0.9),
@@ -242,6 +250,24 @@ def test_a_batch_of_prompts_and_samplers_equals_each_alone(pos_encoding: str) ->
     for row, (prompt, sampler) in enumerate(zip(prompts, samplers, strict=True)):
         alone = [step[0] for step in generate(model, [prompt], [sampler], [row + 1], max_tokens=40)]
         assert [step[row] for step in together] == alone
+
+
+@torch.inference_mode()
+def test_a_prompt_alike_for_all_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network(sequence_length=1500)
+    read: list[tuple[int, ...]] = []
+    forward = type(model).forward
+
+    def spy(self: BaseModel, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        read.append(tuple(tokens.shape))
+        return forward(self, tokens, cache)
+
+    monkeypatch.setattr(type(model), "forward", spy)
+    prompt = [i % 11 for i in range(1100)]  # more than a cache has room for at first
+    samplers = [GreedySampler(0.0), TemperatureSampler(1.0), TemperatureSampler(1.0)]
+    steps = list(generate(model, [prompt] * 3, samplers, [1, 2, 2], max_tokens=3))
+    assert read == [(1, 1100)]  # what follows is decoded in NumPy
+    assert [step[1] for step in steps] == [step[2] for step in steps]
 
 
 def test_the_same_seed_writes_the_same_and_length_does_not_matter() -> None:

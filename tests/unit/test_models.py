@@ -105,6 +105,19 @@ def test_the_decoder_in_numpy_is_the_same_model(config: ModelConfig, kv_heads: i
         assert caches[0].length == caches[1].length == step + 1
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("changes", [{}, {"bias": True, "activation": "gelu"}], ids=str)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_decoder_in_numpy_multiplies_by_panels(changes: dict[str, object], rows: int) -> None:
+    model = randomised(shape(d_model=64, num_heads=4, **changes))  # 192 queries, keys and values: three panels
+    caches = [model.new_cache(rows) for _ in range(2)]
+    for cache in caches:
+        model(tokens(rows, 5), cache)
+    decoders = model.decoder(), BaseModel.decoder(model)
+    ours, theirs = (decode(tokens(rows, 1)[:, 0], cache) for decode, cache in zip(decoders, caches, strict=True))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
 def test_numpy_decodes_only_what_suits_it() -> None:
     assert NumpyDecoder.suits(build_model(shape()))
     assert not NumpyDecoder.suits(build_model(shape()).to(torch.bfloat16))
