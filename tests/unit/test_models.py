@@ -235,6 +235,21 @@ def test_written_out_attention_equals_the_fused_one(monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("block", [3, 8])
+def test_the_derivative_of_attention_is_right(dropout: float, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fundamentallm.models.functions._QUERY_BLOCK", block)  # of 8 queries
+    monkeypatch.setattr("fundamentallm.models.functions.fused_attention_is_faster", lambda *_: False)
+    generator = torch.Generator().manual_seed(1)
+    inputs = [torch.randn(2, 8, 2, 4, generator=generator, dtype=torch.float64).transpose(1, 2) for _ in range(3)]
+
+    def mixed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        torch.manual_seed(5)  # the same weights are dropped every time
+        return attend(q, k, v, None, causal=True, dropout=dropout)
+
+    assert torch.autograd.gradcheck(mixed, [x.requires_grad_() for x in inputs])
+
+
 def test_rotation_depends_on_distance_alone() -> None:
     rotation = rotary_tables(torch.arange(40), 8, 10_000.0)
     q, k = torch.randn(8), torch.randn(8)
