@@ -4,10 +4,11 @@
   const SMOOTHING = 0.9; // Weight of the past in the running mean of the training loss, once there is a past.
   const MAX_DRAWN = 6000; // Beyond this, fetch the thinned history again rather than let the page grow.
   const MAX_SAMPLES = 60;
-  // Who watches and what is watched share the processor. So the pause follows from how long drawing takes here.
-  const PAUSE_PER_DRAWING = 100;
+  // Who watches and what is watched share the processor. So the pause follows from how long drawing takes here. Without
+  // a GPU an update takes three times what Plotly does (15–20 ms of 60): painting and the answer are the rest.
+  const PAUSE_PER_DRAWING = 250;
   const SHORTEST_PAUSE = 1000;
-  const LONGEST_PAUSE = 4000;
+  const LONGEST_PAUSE = 5000;
   const SMALL_CHARTS_EVERY = 3;
   const find = (selector) => element.querySelector(selector);
   const loss = find(".fl-loss-chart");
@@ -339,8 +340,16 @@
     addSamples(answer.samples);
     showStatus(answer.status);
     if (drawn && baselines === null) fetchBaselines().catch(() => {}); // Asked again with the next answer.
-    document.dispatchEvent(new CustomEvent("fundamentallm-look", { detail: answer.look }));
-    schedule(active ? Math.min(LONGEST_PAUSE, Math.max(SHORTEST_PAUSE, PAUSE_PER_DRAWING * drawing)) : 3000);
+    const pause = active ? pauseUntil(answer.look) : 3000;
+    document.dispatchEvent(new CustomEvent("fundamentallm-look", { detail: { status: answer.look, next: pause } }));
+    schedule(pause);
+  }
+
+  // Milliseconds; never past the end of learning, and short while the state is about to change.
+  function pauseUntil(look) {
+    const left = typeof look.remaining_seconds === "number" ? 1000 * look.remaining_seconds : Infinity;
+    const longest = look.state === "running" ? Math.min(LONGEST_PAUSE, left) : SHORTEST_PAUSE;
+    return Math.max(SHORTEST_PAUSE, Math.min(longest, PAUSE_PER_DRAWING * drawing));
   }
 
   switches.smooth.addEventListener("change", () => drawn && draw());

@@ -69,7 +69,7 @@
     }
   }
 
-  function accept(status) {
+  function accept(status, next) {
     const about = status && (status.run === undefined || status.run === shown.run);
     if (about && (status.listed !== shown.listed || conditionOf(status) !== condition)) {
       trigger("apply");
@@ -77,11 +77,11 @@
       draw(status);
       find(".fl-status").classList.toggle("fl-beat", status.state in PAUSES && !find(".fl-beat"));
     }
-    schedule(PAUSES[(about && status.state) || shown.state] || OTHERWISE);
+    schedule(next || PAUSES[(about && status.state) || shown.state] || OTHERWISE);
   }
 
-  // The live chart asks too while it is in sight, and has this answered with it.
-  document.addEventListener("fundamentallm-look", (event) => accept(event.detail));
+  // The live chart asks too while it is in sight, and has this answered with it: then nothing is asked here meanwhile.
+  document.addEventListener("fundamentallm-look", ({ detail }) => accept(detail.status, detail.next + 1000));
   document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && schedule(0));
   watch("value", show);
   show();
