@@ -80,9 +80,9 @@ class KVCache:
     def take_over(self, one: KVCache) -> None:
         """Give every sequence what the single one of ``one`` has read; this cache has read nothing yet."""
         read = one.length
-        slots = slice(self.reserve(read), read)
-        self.keys[:, :, :, slots] = one.keys[:, :, :, :read]
-        self.values[:, :, :, slots] = one.values[:, :, :, :read]
+        self.reserve(read)
+        self.keys[:, :, :, :read] = one.keys[:, :, :, :read]
+        self.values[:, :, :, :read] = one.values[:, :, :, :read]
         self.advance(read)
 
     def reset(self) -> None:
