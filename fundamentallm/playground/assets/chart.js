@@ -9,7 +9,7 @@
   const PAUSE_PER_DRAWING = 250;
   const SHORTEST_PAUSE = 1000;
   const LONGEST_PAUSE = 5000;
-  const SMALL_CHARTS_EVERY = 3;
+  const SMALL_CHARTS_EVERY = 2;
   const find = (selector) => element.querySelector(selector);
   const loss = find(".fl-loss-chart");
   const rate = find(".fl-rate-chart");
