@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -208,9 +209,10 @@ def _transformers_step(
     optimizer = torch.optim.AdamW(twin.parameters(), 1e-3, fused=True)
     windows = TokenWindows(data.train, config.model.sequence_length)
     precision = resolve_precision(config.training.precision, device)
+    random = np.random.default_rng(0)
 
     def step() -> None:
-        starts = torch.randint(len(windows), (config.training.batch_size,)).numpy()
+        starts = random.integers(len(windows), size=config.training.batch_size)
         inputs, targets = (part.to(device) for part in windows.__getitems__(starts))
         with autocast(device, precision):
             logits = twin(input_ids=inputs, use_cache=False).logits

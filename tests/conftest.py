@@ -9,9 +9,22 @@ import pytest
 
 import fundamentallm  # noqa: F401 - before torch: see its note on threads
 
+import torch  # isort: skip
+
 # Tests run on busy machines: how long an example takes says nothing about whether it is right.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("default")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the engine's tests compute: cpu, cuda or mps")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Every tensor that a test makes without a word about its device then lies there; the engine says where its do."""
+    device = config.getoption("--device")
+    if device != "cpu":
+        torch.set_default_device(device)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

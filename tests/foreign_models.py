@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from on_device import seeded
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 TEXT = "Once upon a time the fox, naïve and 12 years old, met a hen.\nThey sang: la la la!\n\nÜber 3.5 km — 🦊\n" * 20
@@ -16,7 +17,7 @@ LENGTH = 24
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
     """Every parameter random, gains and biases too, and large enough that no two logits are nearly equal."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)

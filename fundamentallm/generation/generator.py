@@ -123,5 +123,7 @@ def _left_padded(
 
 def _draws(seeds: Sequence[int], count: int) -> Tensor:
     """(B, count) uniform draws; a row depends on its seed alone."""
-    by_seed = {seed: torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in set(seeds)}
+    by_seed = {
+        seed: torch.rand(count, generator=torch.Generator().manual_seed(seed), device="cpu") for seed in set(seeds)
+    }
     return torch.stack([by_seed[seed] for seed in seeds])

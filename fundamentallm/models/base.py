@@ -24,6 +24,10 @@ class BaseModel(nn.Module, ABC):
     rolls: bool = True
     """Whether a cache can go on past the context: true unless a token's absolute position is added to it."""
 
+    replayable: bool = False
+    """Whether ``forward`` does the same operations with every batch of a shape, so that a GPU may replay them.
+    """
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         assert config.vocab_size is not None, "vocab_size is known once the tokenizer is"

@@ -16,6 +16,8 @@ from fundamentallm.models.kv_cache import KVCache
 class Bigram(BaseModel):
     """A table of logits, one row per token."""
 
+    replayable = True
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.table = nn.Embedding(self.vocab_size, self.vocab_size)

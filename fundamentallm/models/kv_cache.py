@@ -49,6 +49,10 @@ class KVCache:
         self.padding: Tensor | None = None
         """(B,) how many of a sequence's first tokens are padding on its left, or None if no sequence has any."""
 
+    def positions(self, new: int) -> Tensor:
+        """The positions (new,) of the coming tokens, padding counted in."""
+        return torch.arange(self.length, self.length + new, device=self.keys.device)
+
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, H, T, D) of T new tokens; return all that are to be attended to, (B, H, S, D)."""
         new = keys.size(2)
@@ -97,12 +101,14 @@ class KVCache:
         """
         if new == 1 and self.padding is None:
             return None
-        end = self.length + new
-        columns = torch.arange(min(end, self.capacity), device=self.keys.device)
-        rows = torch.arange(self.length, end, device=self.keys.device)[:, None] % self.capacity
-        mask = (columns <= rows)[None, None] if new > 1 else torch.ones_like(columns, dtype=torch.bool)
+        return self.visible(self.positions(new), min(self.length + new, self.capacity))
+
+    def visible(self, positions: Tensor, slots: int) -> Tensor:
+        """Which of the first ``slots`` the tokens at ``positions`` (T) may see: (B or 1, 1, T, slots) bool."""
+        slot, position = torch.arange(slots, device=self.keys.device), positions[:, None]
+        mask = (slot <= position)[None, None]
         if self.padding is not None:
-            overwritten = columns < end - self.capacity
-            # Padding itself would see nothing, and softmax over nothing is NaN: it may see itself.
-            mask = mask & ((columns >= self.padding[:, None, None, None]) | overwritten | (columns == rows))
+            overwritten = slot <= position - self.capacity
+            own = slot == position % self.capacity  # padding would see nothing, and softmax over nothing is NaN
+            mask = mask & ((slot >= self.padding[:, None, None, None]) | overwritten | own)
         return mask

@@ -30,6 +30,7 @@ from fundamentallm.models.base import BaseModel, Decoder
 from fundamentallm.models.functions import Rotation, attend, drop, rms_norm, rotary_tables, rotate, swiglu
 from fundamentallm.models.kv_cache import KVCache
 from fundamentallm.models.numpy_decoder import NumpyDecoder
+from fundamentallm.models.recorded_decoder import RecordedDecoder
 
 
 class RMSNorm(nn.Module):
@@ -150,6 +151,8 @@ class Block(nn.Module):
 class Transformer(BaseModel):
     """A decoder-only transformer language model."""
 
+    replayable = True
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         length, width = config.sequence_length, config.d_model
@@ -186,11 +189,11 @@ class Transformer(BaseModel):
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """See :meth:`BaseModel.forward`."""
-        length, start = tokens.size(1), 0 if cache is None else cache.length
-        if start + length > self.config.sequence_length and not (self.rolls and length == 1):
-            raise ValueError(f"{start + length} tokens exceed the context of {self.config.sequence_length}")
-        x = drop(self._embed(tokens, start, cache), self.config.dropout if self.training else 0.0)  # (B, T, C)
-        rotation = self._rotation(start, start + length, x)
+        length, before = tokens.size(1), 0 if cache is None else cache.length
+        if before + length > self.config.sequence_length and not (self.rolls and length == 1):
+            raise ValueError(f"{before + length} tokens exceed the context of {self.config.sequence_length}")
+        x = drop(self._embed(tokens, cache), self.config.dropout if self.training else 0.0)  # (B, T, C)
+        rotation = self._rotation(length, cache)
         mask = None if cache is None else cache.mask(length)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotation, cache, layer, mask)
@@ -199,12 +202,13 @@ class Transformer(BaseModel):
         logits: Tensor = self.head(self.final_norm(x))  # (B, T, V)
         return logits
 
-    def _embed(self, tokens: Tensor, start: int, cache: KVCache | None) -> Tensor:
+    def _embed(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
         """Token embedding, plus the position's where positions are added; (B, T, C)."""
         x: Tensor = self.embedding(tokens)
         if self.rolls:
             return x
-        places = torch.arange(start, start + tokens.size(1), device=tokens.device)  # (T)
+        length = tokens.size(1)
+        places = torch.arange(length, device=tokens.device) if cache is None else cache.positions(length)  # (T)
         if cache is not None and cache.padding is not None:
             places = (places - cache.padding[:, None]).clamp(min=0)  # (B, T)
         if self.positions is not None:
@@ -213,16 +217,14 @@ class Transformer(BaseModel):
         assert isinstance(self.sinusoids, Tensor)
         return x + self.sinusoids[places]
 
-    def _rotation(self, start: int, end: int, x: Tensor) -> Rotation | None:
-        """The rotary tables of positions ``start`` to ``end``; rotation is relative, so padding does not matter."""
+    def _rotation(self, length: int, cache: KVCache | None) -> Rotation | None:
+        """The rotary tables of the coming tokens; rotation is relative, so padding does not matter."""
         if self.config.pos_encoding != "rope":
             return None
-        if end > self.config.sequence_length:  # past the context the angles just go on
-            return rotary_tables(
-                torch.arange(start, end, device=x.device), self.config.head_width, self.config.rope_theta
-            )
+        if cache is not None:  # past the context the angles just go on
+            return rotary_tables(cache.positions(length), self.config.head_width, self.config.rope_theta)
         assert isinstance(self.cosines, Tensor) and isinstance(self.sines, Tensor)
-        return self.cosines[start:end], self.sines[start:end]
+        return self.cosines[:length], self.sines[:length]
 
     def new_cache(self, batch_size: int) -> KVCache:
         """See :meth:`BaseModel.new_cache`."""
@@ -239,7 +241,9 @@ class Transformer(BaseModel):
 
     def decoder(self) -> Decoder:
         """See :meth:`BaseModel.decoder`."""
-        return NumpyDecoder(self) if NumpyDecoder.suits(self) else super().decoder()
+        if NumpyDecoder.suits(self):
+            return NumpyDecoder(self)
+        return RecordedDecoder(self) if RecordedDecoder.suits(self) else super().decoder()
 
     def muon_matrices(self) -> list[nn.Parameter]:
         """Every matrix inside the blocks."""

@@ -31,10 +31,17 @@ class Optimizer(ABC):
     def step(self) -> None:
         """Update every parameter that has a gradient."""
 
-    def zero_grad(self) -> None:
-        """Forget all gradients; the next backward pass then writes its own instead of adding to zeros."""
-        for parameter in self._parameters():
-            parameter.grad = None
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients.
+
+        Args:
+            set_to_none: The next backward pass then writes its own. Otherwise it adds to zeros, in the same memory.
+        """
+        if set_to_none:
+            for parameter in self._parameters():
+                parameter.grad = None
+        else:
+            torch._foreach_zero_([p.grad for p in self._parameters() if p.grad is not None])
 
     def averages(self, name: str, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         """One running average of each parameter's shape, zero at first."""

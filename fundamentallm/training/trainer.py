@@ -22,6 +22,7 @@ from fundamentallm.devices import autocast, describe_device, resolve_precision
 from fundamentallm.errors import CheckpointError, TrainingError
 from fundamentallm.evaluation.evaluator import mean_loss
 from fundamentallm.models import BaseModel
+from fundamentallm.recording import Recording
 from fundamentallm.runs import Metrics, RunDirectory
 from fundamentallm.training.budget import Budget
 from fundamentallm.training.callbacks import (
@@ -92,6 +93,9 @@ class Trainer:
         self.tokens_per_step = settings.batch_size * settings.gradient_accumulation_steps * length
         self.steps_per_epoch = self.order.batches_per_epoch / settings.gradient_accumulation_steps
         self.forward = torch.compile(model) if settings.compile else model
+        self._records = Recording.suits(self.device) and self.precision != "fp16" and model.replayable
+        self._recording: Recording | None = None
+        self._is_prepared = False
         self.counters = Counters()
         self.budget = Budget(settings, self.steps_per_epoch)
         # Sums stay on the device, so that a GPU is not waited for at every step.
@@ -110,8 +114,16 @@ class Trainer:
             TrainingError: The loss is no longer a number, or a checkpoint cannot be saved; the last good checkpoint
                 is intact.
         """
-        if self.config.training.compile:
-            self._compile()
+        try:
+            return self._train()
+        finally:
+            self._recording, self._is_prepared = (
+                None,
+                False,
+            )  # it refers to this trainer, which else would outlive its use
+
+    def _train(self) -> TrainingEnded:
+        self._prepare()
         self.budget.start(self.counters.elapsed_seconds)
         self._notify(self._started())
         if self.counters.step == 0:
@@ -129,18 +141,24 @@ class Trainer:
 
     def train_step(self) -> None:
         """One optimizer step: forward and backward over every accumulated batch, then one update."""
-        settings = self.config.training
-        rounds = settings.gradient_accumulation_steps
+        if not self._is_prepared:
+            self._prepare()
+        learn = self._recording or self._add_gradients
+        rounds = self.config.training.gradient_accumulation_steps
         self._set_learning_rate()
         for round_ in range(rounds):
-            inputs, targets = self._batch(self.counters.step * rounds + round_)  # each (B, T)
-            loss = self._loss(inputs, targets)
-            self.scaler.scale(loss / rounds).backward()
-            self._loss_sum += loss.detach()
+            learn(*self._batch(self.counters.step * rounds + round_))  # each (B, T)
             self._loss_count += 1
         self._update_weights()
         self.counters.step += 1
         self.counters.tokens += self.tokens_per_step
+
+    def _add_gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Add what a batch says to the gradients, and its loss to the sum of losses, which is returned."""
+        loss = self._loss(inputs, targets)
+        self.scaler.scale(loss / self.config.training.gradient_accumulation_steps).backward()
+        self._loss_sum += loss.detach()
+        return self._loss_sum
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of the next token, nats, in float32."""
@@ -158,8 +176,12 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, self._grad_norm)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)  # type: ignore[arg-type]
-            optimizer.zero_grad()
+        self._forget_gradients()
         self.scaler.update()
+
+    def _forget_gradients(self) -> None:
+        for optimizer in self.optimizers:  # a recording goes on with the memory it was made with
+            optimizer.zero_grad(set_to_none=self._recording is None)
 
     def _set_learning_rate(self) -> None:
         step = self.counters.step
@@ -315,13 +337,21 @@ class Trainer:
             return ""
         return f"; {self.run.checkpoint('last').name} is intact"
 
-    def _compile(self) -> None:
-        """Compile before the clock starts, by one forward and backward pass that changes nothing."""
-        self._notify(Working("Compiling the model", None))
-        with torch.random.fork_rng():
-            self._loss(*self._batch(0)).backward()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
+    def _prepare(self) -> None:
+        """Compile and record before the clock starts, by forward and backward passes that change nothing."""
+        self._is_prepared = True
+        if not (self.config.training.compile or self._records):
+            return
+        if self.config.training.compile:
+            self._notify(Working("Compiling the model", None))
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            if self._records:
+                self._recording = Recording(self._add_gradients)
+                self._recording.record(*self._batch(0))
+            else:
+                self._add_gradients(*self._batch(0))
+        self._forget_gradients()
+        self._loss_sum.zero_()
 
     def _started(self) -> TrainingStarted:
         return TrainingStarted(

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from foreign_models import FOREIGN, TEXT, randomise
+from on_device import seeded
 
 import fundamentallm as fl
 from fundamentallm.cli.commands import main
@@ -54,7 +55,7 @@ def test_transformers_reads_the_same_model(name: str, tmp_path: Path) -> None:
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file="m.gguf", dtype=torch.float32, config=transformers.AutoConfig.for_model(**described)
     )
-    tokens = torch.randint(BPE.vocab_size, (2, 32), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(BPE.vocab_size, (2, 32), generator=seeded(0))
     with torch.inference_mode():
         torch.testing.assert_close(theirs.eval()(tokens).logits, lm.model(tokens), atol=1e-3, rtol=1e-3)
 

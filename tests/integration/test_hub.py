@@ -16,6 +16,7 @@ import transformers
 from foreign_models import save_theirs, their_model
 from hub_server import Hub, running_hub, stand_in
 from huggingface_hub import ModelCard, constants
+from on_device import DEVICE
 
 import fundamentallm as fl
 from fundamentallm.cli.commands import main
@@ -34,7 +35,7 @@ TEXT = "Once upon a time a fox met a hen. They sang la la la and went home.\n" *
 SECRET = "hf_secretOfAlice0123456789"
 SETTINGS: dict[str, dict[str, object]] = {
     "model": {"d_model": 32, "num_heads": 2, "num_layers": 1, "sequence_length": 16},
-    "training": {"max_steps": 12, "eval_every_n_steps": 4, "log_every_n_steps": 2, "batch_size": 4, "device": "cpu"},
+    "training": {"max_steps": 12, "eval_every_n_steps": 4, "log_every_n_steps": 2, "batch_size": 4, "device": DEVICE},
 }
 
 
@@ -98,7 +99,7 @@ def test_push_and_pull(hub: Hub, trained: LanguageModel, large_files: bool, monk
     everything = b"".join(repository.files.values())
     assert b"confidential" not in everything and SECRET.encode() not in everything
 
-    loaded = fl.load("alice/tales", device="cpu", token=SECRET)
+    loaded = fl.load("alice/tales", device=DEVICE, token=SECRET)
     assert loaded.generate("Once", strategy="greedy") == trained.generate("Once", strategy="greedy")
     fetched = {path for method, path, _ in hub.requests if "/resolve/" in path}
     assert not any("README" in path or "loss.png" in path for path in fetched)
@@ -340,9 +341,9 @@ def test_sharded_models_of_others_are_fetched_and_trained_further(hub: Hub, tmp_
         preset="small",
         from_checkpoint="meta/llama",
         run_dir=tmp_path / "run",
-        values={"training": {"max_steps": 6, "eval_every_n_steps": 3, "batch_size": 2, "device": "cpu"}},
+        values={"training": {"max_steps": 6, "eval_every_n_steps": 3, "batch_size": 2, "device": DEVICE}},
     )
-    training, before = lm.config.training, fl.load("meta/llama", "cpu")
+    training, before = lm.config.training, fl.load("meta/llama", DEVICE)
     assert (training.optimizer, training.learning_rate) == ("adamw", 5e-5)
     assert training.from_checkpoint == "meta/llama" and lm.config.data.tokenizer == "foreign"
     assert lm.evaluate(TEXT[:500]).loss < before.evaluate(TEXT[:500]).loss
@@ -364,7 +365,7 @@ def test_sharded_models_of_others_are_fetched_and_trained_further(hub: Hub, tmp_
 
 def test_training_further_starts_where_the_checkpoint_is(trained: LanguageModel, tmp_path: Path) -> None:
     run = trained.path.parents[1] if trained.path else tmp_path
-    step = {"max_steps": 1, "device": "cpu", "batch_size": 4}
+    step = {"max_steps": 1, "device": DEVICE, "batch_size": 4}
     new = "A hen sang to a fox and a fox sang to a hen.\n" * 80
     (tmp_path / "new.txt").write_text(new)
     lm = fl.train(tmp_path / "new.txt", preset="small", from_checkpoint=run, run_dir=tmp_path / "further",
@@ -394,7 +395,7 @@ def test_learned_positions_can_be_fewer_but_not_more(tmp_path: Path) -> None:
     start = small_model(**gpt2)
     start.save(tmp_path / "start")
     corpus = text_corpus(TEXT, "tales")
-    values = {"training": {"max_steps": 1, "device": "cpu"}, "model": {"sequence_length": 8}}
+    values = {"training": {"max_steps": 1, "device": DEVICE}, "model": {"sequence_length": 8}}
     lm = fl.train(corpus, preset="small", from_checkpoint=tmp_path / "start", run_dir=tmp_path / "a", values=values)
     assert lm.model.state_dict()["positions.weight"].shape == (8, 16)
     values["model"] = {"sequence_length": 32}

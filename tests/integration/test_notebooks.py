@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from on_device import seeded
 
 nbformat = pytest.importorskip("nbformat", reason="notebooks are run by nbformat and nbclient: make install-dev")
 nbclient = pytest.importorskip("nbclient", reason="notebooks are run by nbformat and nbclient: make install-dev")
@@ -74,7 +75,7 @@ def test_a_script_runs(
 
 def test_the_own_sampler_is_a_distribution() -> None:
     sampler = runpy.run_path(str(EXAMPLES / "own_sampler.py"))["TypicalSampler"](0.5)
-    logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(1))
+    logits = torch.randn(4, 30, generator=seeded(1))
     logits[0, 3] = float("-inf")
     probabilities = sampler.probabilities(logits)
     torch.testing.assert_close(probabilities.sum(dim=-1), torch.ones(4))

@@ -17,6 +17,7 @@ import yaml
 from gradio_client import Client
 from hub_server import Hub, running_hub, stand_in
 from huggingface_hub import SpaceCard
+from on_device import DEVICE
 from serving import free_port, serving
 
 from fundamentallm.cli.commands import main
@@ -184,7 +185,7 @@ def running_space(folder: Path, model: str) -> Iterator[str]:
 
 
 def test_the_page_writes_what_we_write(tmp_path: Path) -> None:
-    model = load(TINY, device="cpu")
+    model = load(TINY, device=DEVICE)
     model.save(tmp_path / "model")
     with running_space(tmp_path, str(tmp_path / "model")) as url:
         client = Client(url, verbose=False)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from on_device import DEVICE
 
 from fundamentallm.checkpoint import load_checkpoint
 from fundamentallm.config import Config
@@ -47,7 +48,7 @@ def configuration(**training: object) -> Config:
             "log_every_n_steps": 5,
             "eval_every_n_steps": 20,
             "save_every_n_steps": 20,
-            "device": "cpu",
+            "device": DEVICE,
             **training,
         },
         generation={"max_tokens": 12},
@@ -253,13 +254,14 @@ def test_a_stop_while_preparing(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configuration()
     run = new_run(tmp_path, config)
-    real = Trainer._loss
+    real = Trainer.train_step
 
-    def poisoned(self: Trainer, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        loss = real(self, inputs, targets)
-        return loss * math.nan if self.counters.step == 30 else loss
+    def poisoned(self: Trainer) -> None:
+        if self.counters.step == 30:
+            next(self.model.parameters()).data.fill_(math.nan)
+        real(self)
 
-    monkeypatch.setattr(Trainer, "_loss", poisoned)
+    monkeypatch.setattr(Trainer, "train_step", poisoned)
     with pytest.raises(TrainingError, match="infinite or not a number by step 35: train again with a lower"):
         run_training(config, text_corpus(VARIED), run)
     assert run.status().state == "failed" and "lower learning rate" in run.status().message

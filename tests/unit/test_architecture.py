@@ -19,6 +19,7 @@ FLOORS: dict[str, float] = {
     "config": 1,
     "devices": 1,
     "hub_access": 1,
+    "recording": 1,
     "data": 2,
     "models": 2,
     "runs": 3,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,6 +13,13 @@ import torch
 from benchmarks import data, measuring, playground_overhead, throughput, time_to_loss
 from benchmarks.__main__ import main
 from benchmarks.measuring import BenchmarkError, Column, Report, Table, alternate, medians, ratio, repeated, run_child
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks_say_where_tensors_lie() -> Iterator[None]:
+    with torch.device("cpu"):
+        yield
+
 
 TINY = {
     "model.num_layers": 1,

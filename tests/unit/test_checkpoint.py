@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from on_device import DEVICE
 from safetensors.torch import load_file
 from safetensors.torch import save_file as save_safetensors
 
@@ -68,7 +69,7 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path, shape: dict[str, object], 
         save_file(path, model, tokenizer, config, step=7)
     else:
         save_checkpoint(path, model, tokenizer, config, step=7)
-    loaded = load_checkpoint(path)
+    loaded = load_checkpoint(path, DEVICE)
     assert_same(loaded, model, tokenizer, config)
     assert loaded.step == 7 and loaded.path == path
     assert [p.name for p in path.parent.iterdir()] == [name]  # no temporary file is left
@@ -106,7 +107,7 @@ def test_a_folder_that_transformers_wrote(tmp_path: Path, family: str) -> None:
     theirs = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     theirs.save_pretrained(tmp_path)
     tokenizer.save(tmp_path)
-    ours = load_checkpoint(tmp_path).model
+    ours = load_checkpoint(tmp_path, DEVICE).model
     tokens = torch.tensor(tokenizer.encode(TEXT)[None, :8].astype(int))
     with torch.inference_mode():
         torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-4)

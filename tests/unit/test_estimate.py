@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from on_device import DEVICE
 
 from fundamentallm.config import Config, ModelConfig
 from fundamentallm.errors import TrainingError
@@ -31,7 +32,7 @@ def test_counting_equals_building(changes: dict[str, object]) -> None:
 
 def test_measures_real_steps_and_leaves_the_random_numbers_alone() -> None:
     config = Config().with_values(
-        model=SHAPE, training={"batch_size": 2, "max_steps": 500, "gradient_accumulation_steps": 3, "device": "cpu"}
+        model=SHAPE, training={"batch_size": 2, "max_steps": 500, "gradient_accumulation_steps": 3, "device": DEVICE}
     )
     torch.manual_seed(1)
     expected = torch.rand(1)

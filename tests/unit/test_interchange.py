@@ -14,6 +14,7 @@ import transformers
 from foreign_models import FOREIGN, LENGTH, TEXT, randomise, save_theirs, their_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from on_device import DEVICE, seeded
 from safetensors.torch import load_file
 from safetensors.torch import save_file as save_safetensors
 
@@ -98,7 +99,7 @@ def test_stock_shapes_open_in_transformers(
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
     assert type(theirs).__name__ in ("Qwen3ForCausalLM", "LlamaForCausalLM", "GPT2LMHeadModel")
     assert theirs.config.model_type == family(config.model)
-    tokens = torch.randint(tokenizer.vocab_size, (2, LENGTH), generator=torch.Generator().manual_seed(seed))
+    tokens = torch.randint(tokenizer.vocab_size, (2, LENGTH), generator=seeded(seed))
     with torch.inference_mode():
         torch.testing.assert_close(theirs.eval()(tokens).logits, model(tokens), atol=1e-4, rtol=1e-4)
 
@@ -135,7 +136,7 @@ def test_other_shapes_say_that_they_are_ours_alone(tmp_path: Path, changes: dict
     assert "FundamentaLLM's alone" in described["note"] and "fundamentallm.load" in described["note"]
     with pytest.raises(ValueError, match="fundamentallm"):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
-    loaded = load_checkpoint(tmp_path / "ours")
+    loaded = load_checkpoint(tmp_path / "ours", DEVICE)
     assert loaded.config.model == shape
     tokens = torch.arange(LENGTH)[None]
     with torch.inference_mode():
@@ -235,9 +236,9 @@ def test_their_models_compute_the_same_here(kind: str, options: dict[str, Any], 
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     CharacterTokenizer("abc").save(tmp_path)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (saved == "sharded")
-    ours = load_checkpoint(tmp_path)
+    ours = load_checkpoint(tmp_path, DEVICE)
     assert family(ours.config.model) == kind
-    tokens = torch.randint(64, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(64, (2, LENGTH), generator=seeded(1))
     torch.testing.assert_close(ours.model(tokens), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
     # And back out again.
     save_checkpoint(tmp_path / "again", ours.model, ours.tokenizer, ours.config)
@@ -251,7 +252,7 @@ def test_their_models_write_the_same_text_here(family_name: str, kind: str, tmp_
     tokenizer = save_theirs(kind, tmp_path)
     theirs = their_model(family_name, tokenizer)
     theirs.save_pretrained(tmp_path)
-    lm = fl.load(tmp_path, device="cpu")
+    lm = fl.load(tmp_path, device=DEVICE)
     prompt = "Once upon"
     count = LENGTH - len(tokenizer(prompt)["input_ids"])
     assert count > 5
@@ -277,7 +278,7 @@ def test_their_models_write_the_same_text_here(family_name: str, kind: str, tmp_
     # One file holds all of it too.
     for name in ("all.pt", "all.safetensors"):
         save_file(tmp_path / name, lm.model, lm.tokenizer, lm.config)
-        assert fl.load(tmp_path / name, device="cpu").generate("Once", strategy="greedy", max_tokens=6) == lm.generate(
+        assert fl.load(tmp_path / name, device=DEVICE).generate("Once", strategy="greedy", max_tokens=6) == lm.generate(
             "Once", strategy="greedy", max_tokens=6
         )
 
@@ -360,7 +361,9 @@ def test_old_gpt2_names_and_stored_tables(tmp_path: Path) -> None:
     save_safetensors(weights, tmp_path / "model.safetensors")
     tokens = torch.arange(LENGTH)[None]
     with torch.inference_mode():
-        torch.testing.assert_close(load_checkpoint(tmp_path).model(tokens), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            load_checkpoint(tmp_path, DEVICE).model(tokens), theirs(tokens).logits, atol=1e-4, rtol=1e-4
+        )
 
 
 def test_a_tied_head_may_be_stored_too_but_must_be_the_embedding(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from on_device import DEVICE
 
 import fundamentallm as fl
 from fundamentallm.config import Config, DataConfig, GenerationConfig
@@ -118,7 +119,7 @@ def test_next_tokens_are_a_distribution(lm: LanguageModel) -> None:
 @pytest.mark.parametrize("name", ["folder", "model.pt", "model.safetensors"])
 def test_saved_and_loaded_it_writes_the_same(lm: LanguageModel, name: str, tmp_path: Path) -> None:
     lm.save(tmp_path / name)
-    again = fl.load(tmp_path / name, device="cpu")
+    again = fl.load(tmp_path / name, device=DEVICE)
     assert again.generate("The", seed=1) == lm.generate("The", seed=1)
     assert again.config == lm.config
     assert again.evaluate(TEXT) == lm.evaluate(TEXT)
@@ -134,14 +135,14 @@ def test_saved_and_loaded_it_writes_the_same(lm: LanguageModel, name: str, tmp_p
 def test_train_in_one_call(tmp_path: Path) -> None:
     text = tmp_path / "my.txt"
     text.write_text("abcdefghij" * 120)
-    quick = {"model": SMALL, "training": {"batch_size": 8, "learning_rate": 0.02, "device": "cpu"}}
+    quick = {"model": SMALL, "training": {"batch_size": 8, "learning_rate": 0.02, "device": DEVICE}}
     lm = fl.train(text, preset="small", runs_directory=tmp_path / "runs", values=quick, max_steps=60, seed=2)
     run = lm.run
     assert run is not None and run.path.parent == tmp_path / "runs"
     assert lm.config.training.max_steps == 60
     assert lm.evaluate().loss < 1.0
     assert lm.evaluate().as_dict() == {k: v for k, v in (run.evaluation() or {}).items() if k != "step"}
-    assert fl.load(run.path, device="cpu").generate("abc", strategy="greedy", max_tokens=4) == "defg"
+    assert fl.load(run.path, device=DEVICE).generate("abc", strategy="greedy", max_tokens=4) == "defg"
     longer = fl.train(resume=run.path, max_steps=80)
     assert longer.run is not None and longer.run.path == run.path
     assert max(row["step"] for row in run.metrics()) == 80

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import transformers
+from on_device import DEVICE, seeded
 from torch import Tensor
 
 from fundamentallm.config import ModelConfig
@@ -27,13 +28,13 @@ def shape(**changes: object) -> ModelConfig:
 
 
 def tokens(batch: int = 3, length: int = LENGTH, seed: int = 0) -> Tensor:
-    return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(VOCAB, (batch, length), generator=seeded(seed))
 
 
 def randomised(config: ModelConfig, seed: int = 0) -> BaseModel:
     """A model whose every parameter is random, gains and biases too: no part can hide behind its initial value."""
     model = build_model(config).eval()
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -51,6 +52,7 @@ VARIANTS = [
     shape(pos_encoding="none", activation="gelu", ffn_expansion=3.0),
     shape(architecture="bigram"),
 ]
+on_the_processor = pytest.mark.skipif(DEVICE != "cpu", reason="NumPy knows nothing else")
 variants = pytest.mark.parametrize(
     "config", VARIANTS, ids=lambda c: f"{c.architecture}-{c.pos_encoding}-{c.activation}"
 )
@@ -85,6 +87,7 @@ def test_a_padded_batch_equals_each_sequence_alone(config: ModelConfig) -> None:
         torch.testing.assert_close(torch.stack(together)[:, row], alone, atol=1e-5, rtol=1e-4)
 
 
+@on_the_processor
 @variants
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_the_decoder_in_numpy_is_the_same_model(config: ModelConfig, kv_heads: int) -> None:
@@ -105,6 +108,7 @@ def test_the_decoder_in_numpy_is_the_same_model(config: ModelConfig, kv_heads: i
         assert caches[0].length == caches[1].length == step + 1
 
 
+@on_the_processor
 @torch.inference_mode()
 @pytest.mark.parametrize("changes", [{}, {"bias": True, "activation": "gelu"}], ids=str)
 @pytest.mark.parametrize("rows", [1, 2])
@@ -118,6 +122,7 @@ def test_the_decoder_in_numpy_multiplies_by_panels(changes: dict[str, object], r
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
+@on_the_processor
 def test_numpy_decodes_only_what_suits_it() -> None:
     assert NumpyDecoder.suits(build_model(shape()))
     assert not NumpyDecoder.suits(build_model(shape()).to(torch.bfloat16))
@@ -127,7 +132,7 @@ def test_numpy_decodes_only_what_suits_it() -> None:
 
 @pytest.mark.parametrize("shape_", [(2, 5, 16), (3, 4, 6, 8)])
 def test_the_derivative_of_rms_norm_is_right(shape_: tuple[int, ...]) -> None:
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     x = torch.randn(shape_, generator=generator, requires_grad=True)
     gain = torch.randn(shape_[2:], generator=generator, requires_grad=True)
     weights = torch.randn(shape_, generator=generator)
@@ -145,7 +150,7 @@ def test_the_derivative_of_rms_norm_is_right(shape_: tuple[int, ...]) -> None:
     "function", [swiglu, lambda x: rotate(x, rotary_tables(torch.arange(3), 8, 100.0))], ids=["swiglu", "rotate"]
 )
 def test_derivatives_written_by_hand_are_right(function: Callable[[Tensor], Tensor]) -> None:
-    x = torch.randn(2, 3, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    x = torch.randn(2, 3, 4, 8, dtype=torch.float64, generator=seeded(2), requires_grad=True)
     assert torch.autograd.gradcheck(function, x)
     with torch.no_grad():
         untracked = function(x)
@@ -223,8 +228,8 @@ def test_families() -> None:
 
 
 def test_written_out_attention_equals_the_fused_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v = (torch.randn(2, heads, 8, 6, generator=torch.Generator().manual_seed(heads)) for heads in (4, 2, 2))
-    mask = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(9)) > 0.4
+    q, k, v = (torch.randn(2, heads, 8, 6, generator=seeded(heads)) for heads in (4, 2, 2))
+    mask = torch.rand(2, 1, 8, 8, generator=seeded(9)) > 0.4
     mask = mask | torch.eye(8, dtype=torch.bool)
     monkeypatch.setattr("fundamentallm.models.functions._QUERY_BLOCK", 3)  # blocks of 3, 3 and 2 queries
     for given, causal in ((None, True), (mask, False), (None, False)):
@@ -240,7 +245,7 @@ def test_written_out_attention_equals_the_fused_one(monkeypatch: pytest.MonkeyPa
 def test_the_derivative_of_attention_is_right(dropout: float, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fundamentallm.models.functions._QUERY_BLOCK", block)  # of 8 queries
     monkeypatch.setattr("fundamentallm.models.functions.fused_attention_is_faster", lambda *_: False)
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     inputs = [torch.randn(2, 8, 2, 4, generator=generator, dtype=torch.float64).transpose(1, 2) for _ in range(3)]
 
     def mixed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from on_device import seeded
 from torch import nn
 
 from fundamentallm.config import ModelConfig, TrainingConfig
@@ -21,7 +22,7 @@ SMALL = ModelConfig(vocab_size=11, d_model=16, num_heads=2, num_layers=2, sequen
 @pytest.mark.parametrize("shape", [(24, 24), (16, 48), (48, 16)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_orthogonalized_singular_values_are_near_one(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    matrices = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
+    matrices = torch.randn(5, *shape, generator=seeded(0))
     result = orthogonalize([matrices], dtype=dtype)[0].float()
     values = torch.linalg.svdvals(result)
     # A square random matrix has singular values near zero, which five iterations only bring on their way.
@@ -32,7 +33,7 @@ def test_orthogonalized_singular_values_are_near_one(shape: tuple[int, int], dty
 
 @pytest.mark.parametrize("shape", [(128, 384), (384, 128), (128, 128)])
 def test_bfloat16_orthogonalizes_badly_conditioned_matrices(shape: tuple[int, int]) -> None:
-    generator = torch.Generator().manual_seed(4)
+    generator = seeded(4)
     left = torch.linalg.qr(torch.randn(3, shape[0], 128, generator=generator)).Q
     right = torch.linalg.qr(torch.randn(3, shape[1], 128, generator=generator)).Q
     matrices = (left * torch.logspace(-4, 0, 128)) @ right.mT
@@ -42,15 +43,15 @@ def test_bfloat16_orthogonalizes_badly_conditioned_matrices(shape: tuple[int, in
 
 
 def test_orthogonalizing_a_batch_equals_one_by_one() -> None:
-    matrices = torch.randn(4, 12, 20, generator=torch.Generator().manual_seed(1))
-    others = torch.randn(2, 30, 12, generator=torch.Generator().manual_seed(2))
+    matrices = torch.randn(4, 12, 20, generator=seeded(1))
+    others = torch.randn(2, 30, 12, generator=seeded(2))
     together = [matrix for batch in orthogonalize([matrices, others]) for matrix in batch]
     for single, one in zip([*matrices, *others], together, strict=True):
         torch.testing.assert_close(orthogonalize([single[None]])[0][0], one, rtol=1e-4, atol=1e-5)
 
 
 def test_orthogonalizing_keeps_the_singular_vectors() -> None:
-    left, _, right = torch.linalg.svd(torch.randn(10, 10, generator=torch.Generator().manual_seed(2)))
+    left, _, right = torch.linalg.svd(torch.randn(10, 10, generator=seeded(2)))
     matrix = left @ torch.linspace(0.5, 1.0, 10).diag() @ right
     inner = left.T @ orthogonalize([matrix[None]])[0][0] @ right.T
     assert (inner - inner.diagonal().diag()).abs().max() < 1e-4
@@ -59,7 +60,7 @@ def test_orthogonalizing_keeps_the_singular_vectors() -> None:
 @pytest.mark.parametrize("shape", [(20, 20), (16, 40), (40, 16)])
 def test_muon_equals_torchs_muon(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fundamentallm.training.muon._arithmetic", lambda device: torch.float32)  # on any processor
-    generator = torch.Generator().manual_seed(3)
+    generator = seeded(3)
     start = torch.randn(shape, generator=generator)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     settings = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
@@ -84,7 +85,7 @@ def test_muon_equals_torchs_muon(shape: tuple[int, int], monkeypatch: pytest.Mon
     ],
 )
 def test_every_optimizer_equals_torchs(ours, theirs, decay: float) -> None:
-    generator = torch.Generator().manual_seed(5)
+    generator = seeded(5)
     starts = [torch.randn(4, 6, generator=generator), torch.randn(6, generator=generator)]
     pairs = [[nn.Parameter(start.clone()) for start in starts] for _ in range(2)]
     groups = [[{"params": [m], "weight_decay": decay}, {"params": [v], "weight_decay": 0.0}] for m, v in pairs]
