@@ -28,6 +28,7 @@ _START_SECONDS = 300.0
 class Playground:
     url: str
     runs_directory: Path
+    pid: int
     seconds_to_page: float
     """From the start of its process until it answered with the page."""
 
@@ -56,7 +57,7 @@ def playground(directory: Path) -> Iterator[Playground]:
             if process.poll() is not None or time.perf_counter() - started > _START_SECONDS:
                 raise BenchmarkError(f"The playground did not start: {_last_line(log)}.")
             time.sleep(0.01)
-        yield Playground(url, runs, time.perf_counter() - started)
+        yield Playground(url, runs, process.pid, time.perf_counter() - started)
     finally:
         process.terminate()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import torch
 from benchmarks import data, measuring, playground_overhead, throughput, time_to_loss
 from benchmarks.__main__ import main
 from benchmarks.measuring import BenchmarkError, Column, Report, Table, alternate, medians, ratio, repeated, run_child
+from fundamentallm.config import Config
+from fundamentallm.runs import RunDirectory
 
 
 @pytest.fixture(autouse=True)
@@ -323,16 +326,37 @@ def test_the_playground_without_a_browser_measures_the_command_alone(run, monkey
         raise BenchmarkError("Without a browser.")
 
     monkeypatch.setattr(playground_overhead, "chromium", missing)
-    options = ["--minutes", 0.02, "--rounds", 1, *TINY_SETTINGS]
-    result, _, said = run("playground_overhead", *options)
-    assert [row["who"] for row in rows(result)] == ["the command alone"]
+    monkeypatch.setattr(playground_overhead, "_SETTLING_SECONDS", 0.1)
+    monkeypatch.setattr(playground_overhead, "_SPARE_SECONDS", 0.5)
+    result, _, said = run("playground_overhead", "--pairs", 1, "--seconds", 0.2, *TINY_SETTINGS)
+    assert [row["who"] for row in rows(result)] == ["alone"]
     assert "Only the command alone was measured." in said
 
 
-def test_the_playground_with_a_browser(run):
+def test_the_playground_with_a_browser(run, monkeypatch):
     pytest.importorskip("playwright", reason="playwright is not installed")
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))):
         pytest.skip("no Chromium is installed: `apt-get install chromium` or `playwright install chromium`")
-    result, _, _ = run("playground_overhead", "--minutes", 0.02, "--rounds", 1, *TINY_SETTINGS)
-    assert [row["who"] for row in rows(result)] == ["the command alone", "with the page open"]
+    monkeypatch.setattr(playground_overhead, "_SETTLING_SECONDS", 0.5)
+    result, _, _ = run("playground_overhead", "--pairs", 2, "--seconds", 0.5, *TINY_SETTINGS)
+    assert [row["who"] for row in rows(result)] == ["alone", "with the page in sight"]
     assert all(row["speed"] > 0 for row in rows(result))
+    assert {name: len(values) for name, values in result["samples"].items()} == {
+        "alone": 3,
+        "with the page in sight": 2,
+    }
+
+
+def test_a_loss_is_taken_from_the_speeds_on_both_sides():
+    # A machine that gets faster all the time is no loss and no gain.
+    assert playground_overhead.losses([100, 120, 140], [110, 130]) == [0, 0]
+    assert playground_overhead.losses([100, 100], [97]) == [pytest.approx(3)]
+
+
+def test_speed_between_two_times(tmp_path):
+    run = RunDirectory.create_at(tmp_path / "run", config=Config())
+    lines = [{"step": step, "tokens": 100 * step, "elapsed_seconds": 2.0 * step} for step in (0, 1, 2, 5)]
+    run.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    os.utime(run.metrics_path, (1000.0, 1010.0))  # so the first row was written at 1000
+    assert playground_overhead.speed_between(run, 1001.0, 1003.0) == pytest.approx(50)
+    assert playground_overhead.speed_between(run, 1003.0, 1010.0) == pytest.approx(50)
