@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fundamentallm.data.token_store import TokenStore
+from fundamentallm.data.token_store import TokenStore, forget_pages
 
 
 class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
@@ -41,6 +41,7 @@ class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
         """Inputs and targets of a batch, int64, shape (B, T) each, read from the store in one indexing operation."""
         positions = np.asarray(starts, np.int64)[:, None] + self._offsets  # (B, T + 1)
         windows = torch.from_numpy(self._tokens[positions].astype(np.int64))  # (B, T + 1)
+        forget_pages(self._tokens)
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
@@ -71,7 +72,7 @@ class BatchOrder:
         # With T tokens left for the phase every phase gives the same number of windows.
         self.windows_per_epoch = max(1, (num_tokens - sequence_length) // sequence_length)
         self._phases = min(sequence_length, num_tokens - self.windows_per_epoch * sequence_length)
-        self._epochs: dict[int, npt.NDArray[np.int64]] = {}
+        self._epochs: dict[int, tuple[int, npt.NDArray[np.unsignedinteger]]] = {}
 
     @property
     def batches_per_epoch(self) -> float:
@@ -85,17 +86,19 @@ class BatchOrder:
         result = np.empty(len(places), np.int64)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
-            result[here] = self._epoch(epoch)[indices[here]]
+            phase, order = self._epoch(epoch)
+            result[here] = order[indices[here]].astype(np.int64) * self.sequence_length + phase
         return result
 
-    def _epoch(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Starts of all windows of an epoch in their order, shape (W,)."""
-        order = self._epochs.get(epoch)
-        if order is None:
+    def _epoch(self, epoch: int) -> tuple[int, npt.NDArray[np.unsignedinteger]]:
+        """Where the first window of an epoch starts, and the order of all, shape (W,)."""
+        if epoch not in self._epochs:
             generator = np.random.default_rng([self.seed, epoch])
             phase = int(generator.integers(self._phases))
-            order = generator.permutation(self.windows_per_epoch) * self.sequence_length + phase
+            # As narrow as it can be: a gigabyte of text has 14 million windows.
+            order = np.arange(self.windows_per_epoch, dtype=np.min_scalar_type(self.windows_per_epoch))
+            generator.shuffle(order)
             if len(self._epochs) >= 2:  # a batch may straddle two epochs; memory must not grow with more
                 del self._epochs[min(self._epochs)]
-            self._epochs[epoch] = order
-        return order
+            self._epochs[epoch] = phase, order
+        return self._epochs[epoch]

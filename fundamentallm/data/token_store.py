@@ -6,7 +6,9 @@ import errno
 import hashlib
 import itertools
 import json
+import mmap
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +23,9 @@ from fundamentallm.data.corpus import Corpus, CorpusInfo
 from fundamentallm.data.statistics import needed_characters, too_short
 from fundamentallm.data.tokenizers import BaseTokenizer, load_tokenizer, tokenizer_class
 from fundamentallm.errors import CorpusError
+
+# Smaller files may stay mapped as a whole: reading them again costs something.
+_LARGE_BYTES = 1 << 26
 
 Progress = Callable[[str, float], None]
 
@@ -52,6 +57,17 @@ class TokenStore:
         if not isinstance(tokens, np.memmap) or tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
             raise CorpusError(f"{str(path)!r} holds no tokens: start a new training on the text.")
         return cls(tokens)
+
+
+def forget_pages(tokens: npt.NDArray[np.integer]) -> None:
+    """Unmap what was read of tokens in a large file; the system keeps it at hand as long as it has room.
+
+    Otherwise a training's memory seems to grow until all of the text is in it: reading a window of 130 bytes of 1.8 GB
+    mapped 650 kB, with Linux 6.18.
+    """
+    memory: object = tokens.base
+    if sys.platform != "win32" and tokens.nbytes >= _LARGE_BYTES and isinstance(memory, mmap.mmap):
+        memory.madvise(mmap.MADV_DONTNEED)
 
 
 class TokenWriter:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fundamentallm.data.token_store import forget_pages
 from fundamentallm.devices import autocast, resolve_precision
 from fundamentallm.errors import ConfigError, CorpusError, FundamentaLLMError
 
@@ -281,6 +282,7 @@ class _Predictions:
         """Windows of ``window`` inputs; the last ``scored`` of each have targets. Beyond the end nothing counts."""
         positions = starts[:, None] + np.arange(window + 1)  # (B, T + 1)
         values = self._tokens[np.clip(positions - self._lead, 0, len(self._tokens) - 1)].astype(np.int64)
+        forget_pages(self._tokens)
         if self._previous is not None:
             values[positions == 0] = self._previous
         targets = values[:, -scored:].copy()

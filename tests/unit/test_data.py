@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -108,11 +109,38 @@ def test_many_epochs_in_one_batch_keep_little_in_memory() -> None:
     assert len(order._epochs) <= 2
 
 
+def test_an_epoch_is_one_permutation_and_costs_four_bytes_a_window() -> None:
+    order = BatchOrder(64_000_000, 64, 16, seed=5)
+    tracemalloc.start()
+    found = np.concatenate([order.starts(step) for step in range(100)])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert order.windows_per_epoch == 999_999 and peak < 4.2e6
+    generator = np.random.default_rng([5, 0])
+    phase = generator.integers(64)
+    assert (found == generator.permutation(999_999)[:1600] * 64 + phase).all()
+
+
 def test_impossible_orders() -> None:
     with pytest.raises(ValueError):
         BatchOrder(10, 10, 1, seed=1)
     with pytest.raises(ValueError):
         BatchOrder(100, 10, 3, seed=1, world_size=2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much of a file is mapped")
+def test_windows_of_a_large_file_do_not_stay_in_memory(tmp_path: Path) -> None:
+    count = 100_000_000
+    with TokenWriter(tmp_path / "train.bin", np.uint16) as writer:
+        writer._file.truncate(writer._header_size + 2 * count)  # a hole: zeros that take no room
+        writer.length = count
+    windows = TokenWindows(TokenStore.open(tmp_path / "train.bin"), 64)
+    process, random = psutil.Process(), np.random.default_rng(0)
+    before = process.memory_info().shared
+    for _ in range(300):
+        assert not windows.__getitems__(random.integers(len(windows), size=16))[0].any()
+    # 4,800 windows on pages of their own: 19 MB at least if they stayed.
+    assert process.memory_info().shared - before < 5e6
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
