@@ -180,7 +180,7 @@ class TrainingConfig(_Section):
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for the best one present."""
     compile: bool = False
-    """Compile the model with torch.compile: half a minute of start-up on a CPU, worth it on a GPU."""
+    """Compile the model with torch.compile: half a minute of start-up, worth it for a large model on a GPU."""
 
     @model_validator(mode="after")
     def _ends(self) -> Self:

@@ -117,10 +117,8 @@ class Trainer:
         try:
             return self._train()
         finally:
-            self._recording, self._is_prepared = (
-                None,
-                False,
-            )  # it refers to this trainer, which else would outlive its use
+            # It holds the trainer, which else would outlive its use.
+            self._recording, self._is_prepared = None, False
 
     def _train(self) -> TrainingEnded:
         self._prepare()
@@ -194,9 +192,10 @@ class Trainer:
     def _batch(self, index: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the batch with this number, each (B, T), on the device."""
         inputs, targets = self.windows.__getitems__(self.order.starts(index))
-        if self.device.type == "cuda":  # copied while the GPU still computes
-            return inputs.pin_memory().to("cuda", non_blocking=True), targets.pin_memory().to("cuda", non_blocking=True)
-        return inputs.to(self.device), targets.to(self.device)
+        meanwhile = self.device.type == "cuda"  # copied while the GPU still computes
+        if meanwhile:
+            inputs, targets = inputs.pin_memory(), targets.pin_memory()
+        return inputs.to(self.device, non_blocking=meanwhile), targets.to(self.device, non_blocking=meanwhile)
 
     def _after_step(self) -> EndReason | None:
         """Log, measure and save whatever is due; why the training should end, if it should."""
