@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import signal
 import statistics
 import time
@@ -70,10 +71,8 @@ def run(options: argparse.Namespace, directory: Path) -> Report:
 
 def losses(alone: Sequence[float], watched: Sequence[float]) -> list[float]:
     """By how many per cent each watched speed is below the mean of those alone right before and right after it."""
-    return [
-        100 * (1 - speed / ((before + after) / 2))
-        for speed, before, after in zip(watched, alone[:-1], alone[1:], strict=True)
-    ]
+    around = itertools.pairwise(alone)
+    return [100 * (1 - speed / statistics.mean(two)) for speed, two in zip(watched, around, strict=True)]
 
 
 def _watched_now_and_then(options: argparse.Namespace, browser: Browser, served: Playground) -> dict[str, list[float]]:
@@ -84,28 +83,38 @@ def _watched_now_and_then(options: argparse.Namespace, browser: Browser, served:
     page.set_default_timeout(300_000)
     try:
         run = _start(options, page, served)
-        while not run.metrics():
-            _require_running(run)
-            time.sleep(0.1)
-        time.sleep(_SETTLING_SECONDS)
-        windows: list[tuple[float, float]] = []
-        for number in range(2 * options.pairs + 1):
-            with _stopped(served) if number % 2 == 0 else contextlib.nullcontext():
-                started = time.time()
-                time.sleep(options.seconds)
-                windows.append((started, time.time()))
-            _require_running(run)
-        # It did go on: the curve reaches what was learned after the page was last stopped.
-        page.wait_for_function(_DRAWN_UP_TO, arg=run.metrics()[-1]["step"], timeout=30_000)
+        try:
+            windows = _windows(options, page, served, run)
+        finally:  # whatever happened: nothing is measured beside it
+            run.request_stop()
+            while run.status().is_active:
+                time.sleep(0.1)
     except PlaywrightError as error:
         raise BenchmarkError(
             f"The page did not do what was expected: {str(error).splitlines()[0].rstrip('.')}."
         ) from None
-    run.request_stop()
-    while run.status().is_active:
-        time.sleep(0.1)
     speeds = [speed_between(run, *window) for window in windows]
     return {ALONE: speeds[::2], WATCHED: speeds[1::2]}
+
+
+def _windows(
+    options: argparse.Namespace, page: Page, served: Playground, run: RunDirectory
+) -> list[tuple[float, float]]:
+    """When each window began and ended; without the page in the first, the third, and so on to the last."""
+    while not run.metrics():
+        _require_running(run)
+        time.sleep(0.1)
+    time.sleep(_SETTLING_SECONDS)
+    windows = []
+    for number in range(2 * options.pairs + 1):
+        with _stopped(served) if number % 2 == 0 else contextlib.nullcontext():
+            started = time.time()
+            time.sleep(options.seconds)
+            windows.append((started, time.time()))
+        _require_running(run)
+    # It did go on: the curve reaches what was learned after the page was last stopped.
+    page.wait_for_function(_DRAWN_UP_TO, arg=run.metrics()[-1]["step"], timeout=30_000)
+    return windows
 
 
 def _require_running(run: RunDirectory) -> None:

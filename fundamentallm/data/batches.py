@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fundamentallm.data.token_store import TokenStore, forget_pages
+from fundamentallm.data.token_store import TokenStore, tokens_at
 
 
 class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
@@ -40,8 +40,7 @@ class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, starts: Sequence[int] | npt.NDArray[np.integer]) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a batch, int64, shape (B, T) each, read from the store in one indexing operation."""
         positions = np.asarray(starts, np.int64)[:, None] + self._offsets  # (B, T + 1)
-        windows = torch.from_numpy(self._tokens[positions].astype(np.int64))  # (B, T + 1)
-        forget_pages(self._tokens)
+        windows = torch.from_numpy(tokens_at(self._tokens, positions))  # (B, T + 1)
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 

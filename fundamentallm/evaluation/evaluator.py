@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fundamentallm.data.token_store import forget_pages
+from fundamentallm.data.token_store import tokens_at
 from fundamentallm.devices import autocast, resolve_precision
 from fundamentallm.errors import ConfigError, CorpusError, FundamentaLLMError
 
@@ -281,8 +281,7 @@ class _Predictions:
     def batch(self, starts: npt.NDArray[np.int64], window: int, scored: int) -> _Batch:
         """Windows of ``window`` inputs; the last ``scored`` of each have targets. Beyond the end nothing counts."""
         positions = starts[:, None] + np.arange(window + 1)  # (B, T + 1)
-        values = self._tokens[np.clip(positions - self._lead, 0, len(self._tokens) - 1)].astype(np.int64)
-        forget_pages(self._tokens)
+        values = tokens_at(self._tokens, np.clip(positions - self._lead, 0, len(self._tokens) - 1))
         if self._previous is not None:
             values[positions == 0] = self._previous
         targets = values[:, -scored:].copy()

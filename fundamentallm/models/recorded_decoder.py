@@ -27,8 +27,7 @@ class RecordedDecoder:
 
     def __init__(self, model: Transformer) -> None:
         self._model = model
-        self._view: _OneToken | None = None
-        self._step: Recording | None = None
+        self._recorded: tuple[_OneToken, Recording] | None = None
 
     @staticmethod
     def suits(model: Transformer) -> bool:
@@ -40,14 +39,18 @@ class RecordedDecoder:
         """Tokens (B,) to logits (B, V), which the next call overwrites."""
         assert self._model.rolls or cache.length < cache.capacity
         cache.reserve(1)
-        if self._view is None or self._step is None or not self._view.shows(cache):
-            model, view = self._model, _OneToken(cache)
-            # Without a word about self: a decoder goes when its last user does, and its recording with it.
-            self._view, self._step = view, Recording(lambda tokens: model(tokens[:, None], view)[:, -1])
-        self._view.position.fill_(cache.length)
-        logits = self._step(tokens)
+        if self._recorded is None or not self._recorded[0].shows(cache):
+            self._recorded = _recorded(self._model, _OneToken(cache))
+        view, step = self._recorded
+        view.position.fill_(cache.length)
+        logits = step(tokens)
         cache.advance(1)
         return logits
+
+
+def _recorded(model: Transformer, view: _OneToken) -> tuple[_OneToken, Recording]:
+    """Not a method: it must not hold the decoder, which goes when its last user does, and the recording with it."""
+    return view, Recording(lambda tokens: model(tokens[:, None], view)[:, -1])
 
 
 class _OneToken(KVCache):

@@ -93,7 +93,6 @@ class Trainer:
         self.tokens_per_step = settings.batch_size * settings.gradient_accumulation_steps * length
         self.steps_per_epoch = self.order.batches_per_epoch / settings.gradient_accumulation_steps
         self.forward = torch.compile(model) if settings.compile else model
-        self._records = Recording.suits(self.device) and self.precision != "fp16" and model.replayable
         self._recording: Recording | None = None
         self._is_prepared = False
         self.counters = Counters()
@@ -339,12 +338,13 @@ class Trainer:
     def _prepare(self) -> None:
         """Compile and record before the clock starts, by forward and backward passes that change nothing."""
         self._is_prepared = True
-        if not (self.config.training.compile or self._records):
+        records = Recording.suits(self.device) and self.precision != "fp16" and self.model.replayable
+        if not (self.config.training.compile or records):
             return
         if self.config.training.compile:
             self._notify(Working("Compiling the model", None))
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            if self._records:
+            if records:
                 self._recording = Recording(self._add_gradients)
                 self._recording.record(*self._batch(0))
             else:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import transformers
+from foreign_models import randomise
 from on_device import DEVICE, seeded
 from torch import Tensor
 
@@ -34,11 +35,7 @@ def tokens(batch: int = 3, length: int = LENGTH, seed: int = 0) -> Tensor:
 def randomised(config: ModelConfig, seed: int = 0) -> BaseModel:
     """A model whose every parameter is random, gains and biases too: no part can hide behind its initial value."""
     model = build_model(config).eval()
-    generator = seeded(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise * 0.2 if parameter.ndim == 2 else parameter + 0.3 * noise)
+    randomise(model, seed)
     return model
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from foreign_models import randomise
 from on_device import DEVICE, seeded
 from torch import Tensor
 
@@ -53,11 +54,7 @@ def _without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def randomised(**changes: object) -> BaseModel:
     model = build_model(ModelConfig.model_validate(SHAPE | changes)).eval()
-    generator = seeded(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise * 0.2 if parameter.ndim == 2 else parameter + 0.3 * noise)
+    randomise(model)
     return model
 
 
