@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import hypothesis
 import pytest
@@ -21,10 +22,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Every tensor that a test makes without a word about its device then lies there; the engine says where its do."""
     device = config.getoption("--device")
     if device != "cpu":
+        # Every tensor that a test makes without a word about its device lies there; the engine says where its own do.
         torch.set_default_device(device)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # A shell has its background ignore Ctrl-C, and so would every program that a test starts and interrupts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
