@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fundamentallm.devices import resolve_precision
@@ -16,6 +17,8 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 # In bfloat16 the rounding of XXᵀ adds up with every step taken on it alone. From singular values between 1e-4 and 1,
 # five end with some at 4; three, then two from a fresh XXᵀ, end where five on X itself do, between 0.05 and 1.2.
 _STEPS_ON_ROUNDED_GRAM = 3
+# Rows (or columns) of a direction that are shorter are as good as nothing, and are not made long.
+_SHORTEST = 1e-3
 
 
 def orthogonalize(batches: Sequence[Tensor], *, steps: int = 5, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -65,21 +68,23 @@ def _newton_schulz(gram: Tensor, steps: int) -> Tensor:
 class Muon(Optimizer):
     """Momentum, orthogonalized: every direction of a weight matrix moves equally far.
 
-    Each update is the Nesterov momentum of the gradient with its singular values set to about 1, times
-    √max(1, rows/columns), so that layers of all shapes change their outputs alike. Weight decay is decoupled.
-    All matrices with the same smaller side are orthogonalized together.
+    Each update is the Nesterov momentum of the gradient with its singular values set to about 1. Then the vectors along
+    the shorter side are orthogonal and of equal length, but those along the longer side are not: they are made equally
+    long, which is called Muon+. At last it is multiplied by √max(1, rows/columns), so that layers of all shapes change
+    their outputs alike. Weight decay is decoupled. All matrices with the same smaller side are orthogonalized together.
 
     Args:
         matrices: Two-dimensional parameters.
-        lr: Learning rate; the spectral norm of a step.
+        lr: Learning rate; about the spectral norm of a step, before it is multiplied for tall matrices.
         momentum: Of the exponential moving average of gradients.
         weight_decay: Per step a matrix shrinks by the factor ``1 - lr · weight_decay``.
 
-    Source: Keller Jordan et al. 2024; decoupled decay as in Loshchilov & Hutter 2019.
+    Source: Keller Jordan et al. 2024; decoupled decay as in Loshchilov & Hutter 2019; equal lengths as in Zhang et al.
+    2026, "Muon+" (columns or rows), and Li et al. 2025, "NorMuon", which averages them over the steps: no better here.
     """
 
     def __init__(
-        self, matrices: Iterable[nn.Parameter], lr: float, *, momentum: float = 0.95, weight_decay: float = 0.0
+        self, matrices: Iterable[nn.Parameter], lr: float, *, momentum: float = 0.9, weight_decay: float = 0.0
     ) -> None:
         super().__init__([{"params": list(matrices), "weight_decay": weight_decay}], lr=lr, momentum=momentum)
         assert all(p.ndim == 2 for group in self.param_groups for p in group["params"]), "Muon takes matrices only"
@@ -99,8 +104,7 @@ class Muon(Optimizer):
         directions = orthogonalize(momenta, dtype=_arithmetic(momenta[0].device))
         for matrices, direction in zip(batches, directions, strict=True):
             weights: list[Tensor] = list(matrices)
-            rows, columns = matrices[0].shape
-            update = direction.float() * (-group["lr"] * max(1.0, rows / columns) ** 0.5)
+            update = equally_long(direction.float()) * -group["lr"]
             if group["weight_decay"]:
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(weights, list(update.unbind()))
@@ -110,6 +114,17 @@ class Muon(Optimizer):
         averages = self.averages("momentum", matrices)
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
         return torch.stack(torch._foreach_lerp(gradients, averages, momentum))
+
+
+def equally_long(direction: Tensor) -> Tensor:
+    """Give all rows of tall matrices the length 1, all columns of wide ones √(rows/columns); (N, R, C).
+
+    These are the lengths that they have on average in an orthogonal matrix that is multiplied by √max(1, rows/columns).
+    """
+    rows, columns = direction.shape[-2:]
+    if rows >= columns:
+        return F.normalize(direction, dim=-1, eps=_SHORTEST)
+    return F.normalize(direction, dim=-2, eps=_SHORTEST) * (rows / columns) ** 0.5
 
 
 def _arithmetic(device: torch.device) -> torch.dtype:

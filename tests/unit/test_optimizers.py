@@ -13,7 +13,7 @@ from torch import nn
 from fundamentallm.config import ModelConfig, TrainingConfig
 from fundamentallm.models import build_model
 from fundamentallm.training.base_optimizer import Optimizer
-from fundamentallm.training.muon import Muon, orthogonalize
+from fundamentallm.training.muon import Muon, equally_long, orthogonalize
 from fundamentallm.training.optimizers import SGD, Adam, AdamW, build_optimizers
 
 SMALL = ModelConfig(vocab_size=11, d_model=16, num_heads=2, num_layers=2, sequence_length=8)
@@ -58,21 +58,37 @@ def test_orthogonalizing_keeps_the_singular_vectors() -> None:
 
 
 @pytest.mark.parametrize("shape", [(20, 20), (16, 40), (40, 16)])
-def test_muon_equals_torchs_muon(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_muon_is_torchs_muon_with_equally_long_vectors(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fundamentallm.training.muon._arithmetic", lambda device: torch.float32)  # on any processor
     generator = seeded(3)
     start = torch.randn(shape, generator=generator)
-    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    settings = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
-    optimizers = [Muon([ours], **settings), torch.optim.Muon([theirs], **settings, adjust_lr_fn="original")]
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(torch.zeros(shape))
+    mine = Muon([ours], lr=0.02, momentum=0.95, weight_decay=0.1)
+    reference = torch.optim.Muon([theirs], lr=0.02, momentum=0.95, weight_decay=0.0, adjust_lr_fn="original")
+    expected = start.clone()
     for _ in range(4):
         gradient = torch.randn(shape, generator=generator)
-        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+        for parameter, optimizer in zip((ours, theirs), (mine, reference), strict=True):
             parameter.grad = gradient.clone()
             optimizer.step()
+        direction = theirs.detach().clone()
+        theirs.detach().zero_()
+        expected = expected * (1 - 0.02 * 0.1) + 0.02 * equally_long(direction)
     # theirs computes in bfloat16, whose relative precision is 1/256, through five iterations
-    update = (theirs - start).detach()
-    assert (ours - theirs).norm() < 0.02 * update.norm()
+    assert (ours - expected).norm() < 0.02 * (expected - start).norm()
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (16, 48), (48, 16)])
+def test_vectors_along_the_longer_side_become_equally_long(shape: tuple[int, int]) -> None:
+    rows, columns = shape
+    generator = seeded(6)
+    direction = torch.randn(3, *shape, generator=generator) * torch.rand(rows, 1, generator=generator)
+    even = equally_long(direction)
+    lengths = even.norm(dim=-1 if rows >= columns else -2)
+    torch.testing.assert_close(lengths, torch.full_like(lengths, min(1.0, rows / columns) ** 0.5))
+    torch.testing.assert_close(even.norm(dim=(-2, -1)), torch.full((3,), rows**0.5, device=even.device))
+    assert torch.equal(even.sign(), direction.sign())
+    assert not equally_long(torch.zeros(1, *shape)).any()  # what nothing points to stays where it is
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
