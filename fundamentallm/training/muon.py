@@ -122,9 +122,8 @@ def equally_long(direction: Tensor) -> Tensor:
     These are the lengths that they have on average in an orthogonal matrix that is multiplied by √max(1, rows/columns).
     """
     rows, columns = direction.shape[-2:]
-    if rows >= columns:
-        return F.normalize(direction, dim=-1, eps=_SHORTEST)
-    return F.normalize(direction, dim=-2, eps=_SHORTEST) * (rows / columns) ** 0.5
+    even: Tensor = F.normalize(direction, dim=-1 if rows >= columns else -2, eps=_SHORTEST)
+    return even * min(1.0, rows / columns) ** 0.5
 
 
 def _arithmetic(device: torch.device) -> torch.dtype:

@@ -306,6 +306,18 @@ def test_target_validation_loss_is_confirmed_on_everything(tmp_path: Path, monke
     assert asked[-1] is None and asked[0] == 64
 
 
+@pytest.mark.parametrize(("part", "whole", "reached"), [(1.01, 0.99, True), (0.99, 1.01, False), (1.03, 0.9, False)])
+def test_near_the_target_only_the_whole_held_out_part_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: float, whole: float, reached: bool
+) -> None:
+    monkeypatch.setattr(Trainer, "_validation_loss", lambda self, max_tokens: whole if max_tokens is None else part)
+    config = configuration(max_steps=20, eval_every_n_steps=10, target_val_loss=1.0, eval_tokens=64)
+    run, recorder = new_run(tmp_path, config), Recorder()
+    run_training(config, text_corpus(PERIODIC), run, [recorder])
+    (ended,) = recorder.of(TrainingEnded)
+    assert (ended.reason, ended.step) == (("target_val_loss", 10) if reached else ("max_steps", 20))
+
+
 def test_keeps_the_newest_checkpoints_and_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 2.0, *[2.5] * 20])
     monkeypatch.setattr(Trainer, "_validation_loss", lambda self, max_tokens: next(losses))
