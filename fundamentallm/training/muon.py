@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -123,7 +124,7 @@ def equally_long(direction: Tensor) -> Tensor:
     """
     rows, columns = direction.shape[-2:]
     even: Tensor = F.normalize(direction, dim=-1 if rows >= columns else -2, eps=_SHORTEST)
-    return even * min(1.0, rows / columns) ** 0.5
+    return even * math.sqrt(min(1.0, rows / columns))
 
 
 def _arithmetic(device: torch.device) -> torch.dtype:
