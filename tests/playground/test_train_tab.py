@@ -308,13 +308,13 @@ def test_a_text_of_line_breaks_alone_says_so(server, open_page):
     page = open_page(server.url)
     page.get_by_role("tab", name="Train").click()
     says = "node => getComputedStyle(node, '::before').content"
-    assert page.locator(".fl-samples li p").first.evaluate(says) == '"Only line breaks so far."'
+    assert page.locator(".fl-samples li p").first.evaluate(says) == '"Only spaces and line breaks so far."'
     page.get_by_role("tab", name="Compare").click()
     page.locator("#compare-prompt textarea").fill("")
     page.locator("#compare-write").click()
     greedy = page.locator("#compare-columns .fl-written.fl-blank").first
     expect(greedy).to_be_visible()
-    assert greedy.evaluate(says) == '"Only line breaks so far."'
+    assert greedy.evaluate(says) == '"Only spaces and line breaks so far."'
 
 
 @pytest.mark.browser
